@@ -1,0 +1,119 @@
+"""Ranger un modèle dans un fichier safetensors, et le retrouver par son chemin ou par son nom.
+
+Un fichier de poids ne contient que des tableaux et du texte : l'ouvrir n'exécute rien.
+"""
+
+import importlib
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import nn
+
+from minidalle.errors import MinidalleError
+from minidalle.files import atomic_write
+
+WEIGHTS = Path(__file__).parent / "weights"
+FORMAT = "minidalle-1"
+# Nom d'un modèle dans les fichiers et sur la ligne de commande → où trouver sa classe.
+MODELS = {"vqvae": "VQVAE", "transformer": "Transformer"}
+
+
+def model_class(name: str) -> type[nn.Module]:
+    """Classe du modèle `name` (« vqvae », « transformer »…).
+
+    Raises:
+        MinidalleError: nom inconnu.
+    """
+    if name not in MODELS:
+        raise MinidalleError(f"Modèle « {name} » inconnu : choisir parmi {', '.join(MODELS)}.")
+    return getattr(importlib.import_module(f"minidalle.models.{name}"), MODELS[name])
+
+
+def save_model(path: Path | str, model: nn.Module, *, half: bool = False, **notes: str) -> None:
+    """Écrit les poids, la configuration et des notes, atomiquement.
+
+    Args:
+        path: fichier `.safetensors` à écrire.
+        model: modèle de `minidalle.models`.
+        half: flottants sur 16 bits, deux fois plus petits ; ils sont relus sur 32 bits.
+        notes: textes à garder avec les poids (vocabulaire, commande, scores).
+    """
+    name = type(model).__module__.rpartition(".")[2]
+    tensors = {}
+    for key, tensor in model.state_dict().items():
+        tensor = tensor.detach().cpu().contiguous()
+        tensors[key] = tensor.half() if half and tensor.is_floating_point() else tensor
+    metadata = notes | {"format": FORMAT, "model": name, "config": json.dumps(asdict(model.config))}
+    with atomic_write(path) as file:
+        file.write(save(tensors, metadata))
+
+
+def find_weights(name: Path | str) -> Path:
+    """Fichier désigné par un chemin, un dossier d'entraînement, ou le nom de poids livrés.
+
+    Raises:
+        MinidalleError: rien de tel ; le message liste les noms livrés.
+    """
+    path = Path(name)
+    if path.is_dir():
+        path = path / "model.safetensors"
+    packaged = WEIGHTS / f"{name}.safetensors"
+    for candidate in (path, packaged):
+        if candidate.is_file():
+            return candidate
+    raise MinidalleError(
+        f"Modèle « {name} » introuvable : donner un fichier .safetensors, un dossier d'entraînement "
+        f"ou l'un de ces noms : {', '.join(packaged_names()) or 'aucun poids livré'}."
+    )
+
+
+def packaged_names() -> list[str]:
+    """Noms des poids livrés avec le paquet."""
+    return sorted(path.stem for path in WEIGHTS.glob("*.safetensors"))
+
+
+def load_model(name: Path | str, expected: str | None = None) -> tuple[nn.Module, dict[str, str]]:
+    """Reconstruit un modèle, prêt à servir (mode évaluation, simple précision).
+
+    Args:
+        name: ce que `find_weights` accepte.
+        expected: nom du modèle voulu (« vqvae ») ; None pour accepter n'importe lequel.
+
+    Returns:
+        Le modèle et les notes de son fichier.
+
+    Raises:
+        MinidalleError: fichier absent, illisible, étranger à minidalle, ou d'un autre modèle.
+    """
+    path = find_weights(name)
+    try:
+        with safe_open(path, framework="pt") as file:
+            notes = file.metadata() or {}
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (ce n'est pas un dict)
+    except (SafetensorError, OSError) as error:
+        raise MinidalleError(
+            f"« {path} » n'est pas un fichier safetensors lisible : le télécharger ou l'entraîner à nouveau."
+        ) from error
+    if notes.get("format") != FORMAT:
+        raise MinidalleError(f"« {path} » ne vient pas de minidalle : donner des poids écrits par lui.")
+    if expected not in (None, notes.get("model")):
+        raise MinidalleError(
+            f"« {path} » contient un modèle « {notes.get('model')} », il faut un « {expected} »."
+        )
+    try:
+        cls = model_class(notes["model"])
+        model = cls(cls.Config(**json.loads(notes["config"])))
+        floats = {k: t.float() if t.is_floating_point() else t for k, t in tensors.items()}
+        model.load_state_dict(floats)
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise MinidalleError(
+            f"« {path} » ne correspond pas à cette version de minidalle : l'entraîner à nouveau."
+        ) from error
+    for tensor in model.state_dict().values():
+        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+            raise MinidalleError(f"« {path} » contient des poids qui ne sont pas des nombres : le refaire.")
+    return model.eval(), notes

@@ -1,0 +1,1 @@
+"""Mesurer ce que les modèles font vraiment."""

@@ -1,0 +1,184 @@
+"""Recettes d'entraînement : quelles données pour quel modèle, avec quels réglages.
+
+C'est le seul endroit où données et modèles se rencontrent ; la ligne de commande, les chapitres et
+`tools/weights.py` y puisent tous.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from minidalle.data.sources import Source
+from minidalle.errors import MinidalleError
+from minidalle.evaluation.scores import psnr
+from minidalle.generation import pad, to_pixels, to_tensor
+from minidalle.models.transformer import Transformer, TransformerConfig
+from minidalle.models.vqvae import VQVAE, VQVAEConfig
+from minidalle.text import Tokenizer
+from minidalle.training import Batches, Metrics, TrainingConfig
+
+
+@dataclass(frozen=True)
+class Preset:
+    """Tailles d'un modèle et réglages de son entraînement."""
+
+    model: dict
+    training: TrainingConfig
+    help: str
+
+
+PRESETS = {
+    "vqvae": {
+        "mini": Preset(
+            {"channels": (32, 48, 64), "codes": 256, "blocks": 1},
+            TrainingConfig(steps=600, batch_size=32, learning_rate=3e-3, warmup=50),
+            "une minute d'un cœur : assez pour voir apprendre",
+        ),
+        "reference": Preset(
+            {},
+            TrainingConfig(
+                steps=18_000, batch_size=32, learning_rate=2e-3, warmup=200, ema=0.999, precision="bfloat16"
+            ),
+            "les poids livrés : une demi-heure d'un cœur récent",
+        ),
+    },
+    "transformer": {
+        "mini": Preset(
+            {"width": 128, "layers": 3, "heads": 4},
+            TrainingConfig(steps=300, batch_size=32, learning_rate=3e-3, warmup=50),
+            "une minute d'un cœur : assez pour voir apprendre",
+        ),
+        "reference": Preset(
+            {},
+            TrainingConfig(
+                steps=12_000, batch_size=64, learning_rate=1.5e-3, warmup=300, ema=0.999, precision="bfloat16"
+            ),
+            "les poids livrés : une bonne heure de deux cœurs récents",
+        ),
+    },
+}
+
+
+def preset(model: str, name: str) -> Preset:
+    """Préréglage d'un modèle.
+
+    Raises:
+        MinidalleError: modèle ou préréglage inconnu.
+    """
+    for what, key, table in (("modèle", model, PRESETS), ("préréglage", name, PRESETS.get(model, {}))):
+        if key not in table:
+            raise MinidalleError(f"« {key} » : {what} inconnu ; choisir parmi {', '.join(table)}.")
+    return PRESETS[model][name]
+
+
+# --- VQ-VAE ---------------------------------------------------------------------------------------
+
+
+def build_vqvae(options: dict, seed: int = 0) -> VQVAE:
+    """VQ-VAE neuf, poids initiaux tirés de `seed`."""
+    return _seeded(lambda: VQVAE(VQVAEConfig(**options)), seed)
+
+
+def image_batches(source: Source) -> Batches:
+    """Lots (images,) pour les auto-encodeurs."""
+    return lambda rng, n: (to_tensor(source.batch(rng, n)[0]),)
+
+
+def measure_vqvae(source: Source, n: int = 256, seed: int = 1) -> Callable[[VQVAE], Metrics]:
+    """Mesure un VQ-VAE sur n images fixes : PSNR moyen (dB), codes employés, perplexité sur l'ensemble."""
+    images, _ = source.batch(np.random.default_rng(seed), n)
+
+    def measure(vqvae: VQVAE) -> Metrics:
+        tokens = encode(vqvae, images)
+        copies = np.concatenate([to_pixels(vqvae.decode(part)) for part in tokens.split(64)])
+        shares = torch.bincount(tokens.flatten()) / tokens.numel()
+        entropy = -(shares[shares > 0] * shares[shares > 0].log()).sum()
+        return {
+            "psnr": float(psnr(images, copies).mean()),
+            "codes": int((shares > 0).sum()),
+            "test_perplexity": float(entropy.exp()),
+        }
+
+    return measure
+
+
+def encode(vqvae: VQVAE, images: np.ndarray) -> Tensor:
+    """Images uint8 (B, S, S, 3) → jetons (B, h, w), par paquets pour ménager la mémoire."""
+    return torch.cat([vqvae.encode(part) for part in to_tensor(images).split(64)])
+
+
+# --- transformeur ---------------------------------------------------------------------------------
+
+
+def build_tokenizer(source: Source, vocab_size: int = 512, captions: int = 20_000) -> Tokenizer:
+    """Segmenteur appris sur des légendes de la source."""
+    rng = np.random.default_rng(0)
+    return Tokenizer.train((c for _ in range(captions // 500) for c in source.batch(rng, 500)[1]), vocab_size)
+
+
+def build_transformer(options: dict, tokenizer: Tokenizer, vqvae: VQVAE, size: int, seed: int = 0) -> Transformer:
+    """Transformeur neuf, accordé au segmenteur, au VQ-VAE et au côté `size` des images."""
+    side = size // vqvae.config.factor
+    shared = {
+        "text_vocabulary": len(tokenizer),
+        "image_vocabulary": vqvae.config.codes,
+        "grid": (side, side),
+    }
+    return _seeded(lambda: Transformer(TransformerConfig(**shared | options)), seed)
+
+
+def token_batches(
+    source: Source, tokenizer: Tokenizer, vqvae: VQVAE, text_length: int, caption_dropout: float = 0.1
+) -> Batches:
+    """Lots (texte, jetons d'image) pour le transformeur ; l'image est encodée au vol.
+
+    Args:
+        caption_dropout: part des légendes remplacées par le vide ; le modèle apprend ainsi à dessiner
+            sans consigne, ce que demande le guidage sans classifieur (Ho et Salimans, 2022).
+    """
+
+    def batch(rng: np.random.Generator, n: int) -> tuple[Tensor, Tensor]:
+        images, captions = source.batch(rng, n)
+        kept = rng.random(n) >= caption_dropout
+        ids = [tokenizer.encode(c, text_length).ids if k else [] for c, k in zip(captions, kept, strict=True)]
+        return pad(ids, text_length), encode(vqvae, images)
+
+    return batch
+
+
+def measure_transformer(
+    source: Source, tokenizer: Tokenizer, vqvae: VQVAE, text_length: int, n: int = 256, seed: int = 1
+) -> Callable[[Transformer], Metrics]:
+    """Mesure un transformeur sur n couples fixes.
+
+    « test_loss » est en nats par jeton. « delta » est l'écart, en nats par image, entre la
+    log-vraisemblance négative sous une légende prise au voisin et sous la bonne : nul pour un modèle
+    qui ne lit pas, il grandit à mesure que la légende compte.
+    """
+    batches = token_batches(source, tokenizer, vqvae, text_length, caption_dropout=0)
+    text, image = batches(np.random.default_rng(seed), n)
+
+    def nats(transformer: Transformer, text: Tensor) -> Tensor:
+        """Nats par image (n,)."""
+        parts = []
+        for words, tokens in zip(text.split(64), image.split(64), strict=True):
+            logits = transformer(words, tokens)
+            loss = nn.functional.cross_entropy(logits.flatten(0, 1), tokens.flatten(), reduction="none")
+            parts.append(loss.view(len(tokens), -1).sum(1))
+        return torch.cat(parts)
+
+    def measure(transformer: Transformer) -> Metrics:
+        right, wrong = nats(transformer, text), nats(transformer, text.roll(1, 0))
+        length = transformer.config.image_length
+        return {"test_loss": float(right.mean()) / length, "delta": float((wrong - right).mean())}
+
+    return measure
+
+
+def _seeded(build: Callable[[], nn.Module], seed: int) -> nn.Module:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return build()
