@@ -41,8 +41,8 @@ def atomic_write(path: Path | str, mode: str = "wb") -> Iterator[IO]:
         # mkstemp crée en 0600 : rendre au fichier les droits qu'un simple open() lui aurait donnés.
         mask = os.umask(0)
         os.umask(mask)
-        os.chmod(temporary, 0o666 & ~mask)
-        os.replace(temporary, path)
+        Path(temporary).chmod(0o666 & ~mask)
+        Path(temporary).replace(path)
     except OSError as error:
         _remove(temporary)
         raise MinidalleError(
@@ -54,5 +54,4 @@ def atomic_write(path: Path | str, mode: str = "wb") -> Iterator[IO]:
 
 
 def _remove(path: str) -> None:
-    with contextlib.suppress(FileNotFoundError):
-        os.unlink(path)
+    Path(path).unlink(missing_ok=True)

@@ -76,7 +76,9 @@ class TextToImage:
         length = self.transformer.config.text_length
         encodings = [self.tokenizer.encode(prompt, length) for prompt in prompts]
         if not all(encoding.ids for encoding in encodings):
-            raise MinidalleError("Description vide : écrire quelque chose à dessiner, par exemple « un mouton ».")
+            raise MinidalleError(
+                "Description vide : écrire quelque chose à dessiner, par exemple « un mouton »."
+            )
         unknown = list(dict.fromkeys(word for e in encodings for word in e.unknown))
         dropped = [word for e in encodings for word in e.dropped]
         return pad([e.ids for e in encodings], length), unknown, dropped

@@ -119,7 +119,9 @@ def build_tokenizer(source: Source, vocab_size: int = 512, captions: int = 20_00
     return Tokenizer.train((c for _ in range(captions // 500) for c in source.batch(rng, 500)[1]), vocab_size)
 
 
-def build_transformer(options: dict, tokenizer: Tokenizer, vqvae: VQVAE, size: int, seed: int = 0) -> Transformer:
+def build_transformer(
+    options: dict, tokenizer: Tokenizer, vqvae: VQVAE, size: int, seed: int = 0
+) -> Transformer:
     """Transformeur neuf, accordé au segmenteur, au VQ-VAE et au côté `size` des images."""
     side = size // vqvae.config.factor
     shared = {
@@ -161,6 +163,7 @@ def measure_transformer(
     batches = token_batches(source, tokenizer, vqvae, text_length, caption_dropout=0)
     text, image = batches(np.random.default_rng(seed), n)
 
+    @torch.no_grad()
     def nats(transformer: Transformer, text: Tensor) -> Tensor:
         """Nats par image (n,)."""
         parts = []

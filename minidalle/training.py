@@ -217,7 +217,7 @@ class _Run:
                     self.average[key].lerp_(tensor, weight)
                 else:
                     self.average[key].copy_(tensor)
-        self.pending.append({name: value.detach() for name, value in losses.items()})
+        self.pending.append({name: value.detach().clone() for name, value in losses.items()})
 
     def measure(self) -> Metrics:
         """Moyennes depuis la mesure précédente."""

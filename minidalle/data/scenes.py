@@ -99,7 +99,7 @@ THINGS = {
 }
 KINDS = SHAPES | THINGS
 
-# Écarts ΔE2000 d'au moins 20 entre deux couleurs, comme entre une couleur et un fond ; 11 entre deux fonds.
+# Écarts ΔE2000 d'au moins 19 entre deux couleurs, comme entre une couleur et un fond ; 11 entre deux fonds.
 COLOURS = {
     "rouge": (214, 30, 38),
     "orange": (250, 140, 20),
@@ -265,7 +265,13 @@ def split_of(scene: Scene) -> str:
 # --- tirage ---------------------------------------------------------------------------------------
 
 _COUNT_SHARES = (0.32, 0.36, 0.16, 0.10, 0.06)
-_SIZE_SHARES = {1: (0.2, 0.4, 0.4), 2: (0.3, 0.45, 0.25), 3: (0.4, 0.5, 0.1), 4: (0.6, 0.4, 0), 5: (0.7, 0.3, 0)}
+_SIZE_SHARES = {
+    1: (0.2, 0.4, 0.4),
+    2: (0.3, 0.45, 0.25),
+    3: (0.4, 0.5, 0.1),
+    4: (0.6, 0.4, 0),
+    5: (0.7, 0.3, 0),
+}
 _TEXTURE_SHARES = (0.6, 0.2, 0.2)
 _IDENTICAL_SHARE = 0.3  # des scènes à plusieurs objets : « trois cercles rouges »
 _SHAPE_SHARE = 0.55
@@ -495,7 +501,7 @@ def caption(
     looks = Counter(_described(o, with_colour, with_texture, with_size) for o in scene.objects)
     groups = list(looks.items())
     groups = [groups[i] for i in rng.permutation(len(groups))]
-    alone = {look: o for look, o in _single(scene, looks, with_colour, with_texture, with_size)}
+    alone = dict(_single(scene, looks, with_colour, with_texture, with_size))
 
     text = None
     if rng.random() < spatial:
@@ -520,7 +526,9 @@ def caption(
     return text
 
 
-Look = tuple[str, str | None, str | None, str | None]  # ce que la légende dit : objet, couleur, texture, taille
+Look = tuple[
+    str, str | None, str | None, str | None
+]  # ce que la légende dit : objet, couleur, texture, taille
 
 
 def _described(o: Object, with_colour: bool, with_texture: bool, with_size: bool) -> Look:

@@ -1,0 +1,61 @@
+"""Dernières retouches : restes d'anglais, défauts du thème, poids du site, annexes du PDF."""
+
+import re
+from pathlib import Path
+
+from sphinx.application import Sphinx
+
+REPAIRED = ("**/*.html", "_static/togglebutton.js", "_static/scripts/sphinx-book-theme.js")
+REPAIRS = {
+    'title="Toggle primary sidebar"': 'title="Sommaire" aria-label="Afficher ou masquer le sommaire"',
+    'title="Toggle secondary sidebar"': 'title="Plan de la page" aria-label="Afficher ou masquer le plan"',
+    'aria-label="Toggle hidden content"': 'aria-label="Afficher ou masquer le contenu"',
+    'aria-label="Version warning"': 'aria-label="Avertissement de version"',
+    'aria-label="Main"': 'aria-label="Sommaire"',
+    # Le thème suppose un plan de la page dès qu'il y a une note de marge : erreur JavaScript sinon.
+    '("div.bd-sidebar-secondary").classList': '("div.bd-sidebar-secondary")?.classList',
+}
+# Refusé par Chromium quand la page est ouverte depuis un dossier ; la feuille de style charge ces polices.
+FONT_PRELOAD = re.compile(r'<link rel="preload" as="font"[^>]*>\n?')
+# L'accueil est chapters/index.html, mais c'est index.html que l'on ouvre.
+REDIRECTION = """<!DOCTYPE html>
+<html lang="fr">
+<head><meta charset="utf-8"><title>{title}</title><meta http-equiv="refresh" content="0; url={home}"></head>
+<body><p><a href="{home}">{title}</a></p></body>
+</html>
+"""
+# sphinx-mathjax-offline copie MathJax en entier : 24 Mo, dont 2 servent.
+MATHJAX_KEPT = re.compile(
+    r"tex-chtml\.js|output/chtml/fonts/woff-v2/|input/tex/extensions/|a11y/assistive-mml\.js"
+)
+
+
+def finish(app: Sphinx, exception: Exception | None) -> None:
+    if exception is None and app.builder.format == "html":
+        finish_html(Path(app.outdir), f"{app.config.root_doc}.html", app.config.html_title)
+    elif exception is None and app.builder.format == "latex":
+        finish_latex(Path(app.outdir))
+
+
+def finish_html(out: Path, home: str, title: str) -> None:
+    for file in [file for pattern in REPAIRED for file in out.glob(pattern)]:
+        text = FONT_PRELOAD.sub("", file.read_text(encoding="utf-8"))
+        for wrong, right in REPAIRS.items():
+            text = text.replace(wrong, right)
+        file.write_text(text, encoding="utf-8")
+    (out / "index.html").write_text(REDIRECTION.format(home=home, title=title), encoding="utf-8")
+    mathjax = out / "_static" / "mathjax"
+    for file in mathjax.rglob("*"):
+        if file.is_file() and not MATHJAX_KEPT.match(file.relative_to(mathjax).as_posix()):
+            file.unlink()
+
+
+def finish_latex(out: Path) -> None:
+    for file in out.glob("*.tex"):
+        text = file.read_text(encoding="utf-8")
+        file.write_text(text.replace(r"\part{Annexes}", r"\appendix\part{Annexes}"), encoding="utf-8")
+
+
+def setup(app: Sphinx) -> dict:
+    app.connect("build-finished", finish, priority=900)  # après la copie de MathJax
+    return {"parallel_read_safe": True, "parallel_write_safe": True}

@@ -1,0 +1,124 @@
+"""La construction du livre échoue quand il le faut, et son cache ne ment pas."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tools.check import NBVAL
+
+ROOT = Path(__file__).parents[1]
+HEADER = "---\nfile_format: mystnb\nkernelspec:\n  name: python3\n  display_name: Python 3\n---\n"
+CELL = "```{code-cell} python3\n%s\n```\n"
+INDEX = "# Un livre d'essai\n\nRien.\n"
+READ = "from pathlib import Path\nprint(Path('../minidalle/value.py').read_text())"
+
+
+class Book:
+    """Un livre d'une page exécutée, bâti avec les réglages du vrai."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        for name in ("_config.yml", "favicon.svg", "references.bib", "requirements.txt"):
+            shutil.copy(ROOT / name, folder)
+        for name in ("_ext", "_static", "_latex"):
+            shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+        self.write("_toc.yml", "format: jb-book\nroot: chapters/index\nchapters: [{file: chapters/essai}]\n")
+        self.write("chapters/index.md", INDEX)
+        self.write("minidalle/value.py", "ancienne valeur")
+
+    def write(self, name: str, text: str) -> None:
+        path = self.folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, encoding="utf-8")
+
+    def page(self, *cells: str) -> None:
+        self.write("chapters/essai.md", HEADER + "# Un essai\n\n" + "\n".join(CELL % cell for cell in cells))
+
+    def run(self, *command: str, **environment: str) -> tuple[int, str]:
+        done = subprocess.run(
+            [sys.executable, *command],
+            cwd=self.folder,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            env=os.environ | {"PYTHONPATH": str(ROOT)} | environment,
+        )
+        return done.returncode, done.stdout
+
+    def build(self, target: str = "html") -> tuple[int, str]:
+        return self.run("-m", "tools.book", target)
+
+    def html(self) -> str:
+        return (self.folder / "_build/html/chapters/essai.html").read_text(encoding="utf-8")
+
+
+@pytest.fixture
+def book(tmp_path: Path) -> Book:
+    return Book(tmp_path)
+
+
+def test_a_failing_cell_fails_every_build(book: Book) -> None:
+    """Par défaut, jupyter-book rend 0 ; avec son cache, il rend 1 puis 0."""
+    book.page("x = 1", "1 / 0")
+    for _ in range(2):
+        status, output = book.build()
+        assert status != 0
+        assert "essai.md : la cellule de code n° 2 échoue" in output
+        assert "ZeroDivisionError" in output
+
+
+def test_outputs_follow_the_library(book: Book) -> None:
+    """La clé de jupyter-cache est le code des cellules : la bibliothèque peut changer sans lui."""
+    book.page(READ)
+    assert book.build()[0] == 0
+    assert "ancienne valeur" in book.html()
+    book.write("minidalle/value.py", "nouvelle valeur")
+    status, output = book.build()
+    assert (status, "nouvelle valeur" in book.html()) == (0, True), output
+    status, output = book.build()
+    assert status == 0
+    assert "Using cached notebook" in output
+
+
+def test_an_unreproducible_output_fails(book: Book) -> None:
+    """nbval refait chaque cellule et compare : un nombre tiré sans graine ne passe pas."""
+    book.page("x = 1\nprint(x)", "import random\nprint(random.random())")
+    assert book.build()[0] == 0
+    assert book.build("nbval")[0] == 0
+    status, output = book.run("-m", "pytest", *NBVAL)
+    assert status == 1
+    assert "essai.ipynb::Cell 1" in output
+    assert "1 failed, 1 passed" in output
+
+
+def test_a_dead_reference_fails(book: Book) -> None:
+    book.page("x = 1")
+    book.write("chapters/index.md", INDEX + "\nVoir {ref}`absent`.\n")
+    status, output = book.build()
+    assert status != 0
+    assert "absent" in output
+
+
+def test_notebooks_need_nothing_else(book: Book) -> None:
+    import nbformat
+
+    book.page("x = 1")
+    assert book.build("notebooks")[0] == 0
+    notebook = nbformat.read(book.folder / "_build/notebooks/essai.ipynb", as_version=4)
+    assert notebook.metadata.kernelspec.name == "python3"
+    assert [cell.source for cell in notebook.cells if cell.cell_type == "code"] == ["x = 1"]
+    assert all(not cell.outputs for cell in notebook.cells if cell.cell_type == "code")
+    nbformat.validate(notebook)
+
+
+def test_pdf_names_the_missing_packages(book: Book) -> None:
+    """Avant d'exécuter quoi que ce soit."""
+    book.page("x = 1")
+    status, output = book.run("-m", "tools.book", "pdf", PATH="")
+    assert status != 0
+    assert "sudo apt-get install --no-install-recommends texlive-xetex" in output
+    assert not (book.folder / "_build").exists()

@@ -1,0 +1,125 @@
+"""Fichiers de poids : aller-retour, refus clairs."""
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from minidalle import checkpoints
+from minidalle.checkpoints import find_weights, load_model, packaged_names, save_model
+from minidalle.errors import MinidalleError
+from minidalle.models.transformer import Transformer, TransformerConfig
+from minidalle.models.vqvae import VQVAE, VQVAEConfig
+
+
+@pytest.fixture
+def vqvae():
+    torch.manual_seed(0)
+    return VQVAE(VQVAEConfig(channels=(8,), codes=6, code_dim=4))
+
+
+@pytest.mark.parametrize("half", [False, True])
+def test_round_trip(tmp_path, vqvae, half):
+    path = tmp_path / "m.safetensors"
+    save_model(path, vqvae, half=half, commande="essai « accentué »")
+    model, notes = load_model(path)
+    assert notes["commande"] == "essai « accentué »" and notes["model"] == "vqvae"
+    assert model.config == vqvae.config and not model.training
+    for key, tensor in model.state_dict().items():
+        expected = vqvae.state_dict()[key]
+        assert tensor.dtype == expected.dtype
+        assert torch.equal(tensor, expected.half().to(expected.dtype) if half else expected)
+    images = torch.rand(2, 3, 8, 8)
+    assert torch.allclose(model.eval()(images)[0], vqvae.eval()(images)[0], atol=2e-2)
+
+
+def test_config_survives_with_its_types(tmp_path):
+    config = TransformerConfig(text_vocabulary=5, grid=(2, 3), width=8, layers=1, heads=2)
+    save_model(tmp_path / "t.safetensors", Transformer(config))
+    assert load_model(tmp_path / "t.safetensors", "transformer")[0].config == config
+
+
+def test_folders_and_packaged_names(tmp_path, vqvae, monkeypatch):
+    save_model(tmp_path / "model.safetensors", vqvae)
+    assert find_weights(tmp_path) == tmp_path / "model.safetensors"
+    monkeypatch.setattr(checkpoints, "WEIGHTS", tmp_path)
+    assert packaged_names() == ["model"]
+    assert load_model("model")[0].config == vqvae.config
+
+
+def foreign(path):
+    save_file({"x": torch.zeros(2)}, path)
+
+
+def truncated(path):
+    save_model(path, VQVAE(VQVAEConfig(channels=(8,), codes=6)))
+    path.write_bytes(path.read_bytes()[:-10])
+
+
+def text(path):
+    path.write_text("ceci n'est pas un modèle")
+
+
+def other_sizes(path):
+    model = VQVAE(VQVAEConfig(channels=(8,), codes=6))
+    model.config = VQVAEConfig(channels=(8,), codes=7)
+    save_model(path, model)
+
+
+def unknown_model(path):
+    metadata = {"format": checkpoints.FORMAT, "model": "imagen", "config": json.dumps({})}
+    save_file({"x": torch.zeros(2)}, path, metadata)
+
+
+def hostile_config(path):
+    metadata = {
+        "format": checkpoints.FORMAT,
+        "model": "vqvae",
+        "config": json.dumps({"channels": "beaucoup"}),
+    }
+    save_file({"x": torch.zeros(2)}, path, metadata)
+
+
+def not_numbers(path):
+    model = VQVAE(VQVAEConfig(channels=(8,), codes=6))
+    model.quantizer.codebook[0, 0] = float("nan")
+    save_model(path, model)
+
+
+@pytest.mark.parametrize(
+    ("write", "message"),
+    [
+        (foreign, "ne vient pas de minidalle"),
+        (truncated, "n'est pas un fichier safetensors lisible"),
+        (text, "n'est pas un fichier safetensors lisible"),
+        (other_sizes, "ne correspond pas à cette version"),
+        (unknown_model, "ne correspond pas à cette version"),
+        (hostile_config, "ne correspond pas à cette version"),
+        (not_numbers, "pas des nombres"),
+    ],
+)
+def test_bad_files_are_refused_by_name(tmp_path, write, message):
+    path = tmp_path / "mauvais.safetensors"
+    write(path)
+    with pytest.raises(MinidalleError, match=message) as caught:
+        load_model(path)
+    assert "mauvais.safetensors" in str(caught.value)
+
+
+def test_wrong_kind_and_missing_file_say_what_to_do(tmp_path, vqvae):
+    save_model(tmp_path / "m.safetensors", vqvae)
+    with pytest.raises(MinidalleError, match="contient un modèle « vqvae », il faut un « transformer »"):
+        load_model(tmp_path / "m.safetensors", "transformer")
+    with pytest.raises(MinidalleError, match="absent.*introuvable.*dossier d'entraînement"):
+        load_model(tmp_path / "absent")
+
+
+def test_a_failed_save_keeps_the_old_weights(tmp_path, vqvae, monkeypatch):
+    path = tmp_path / "m.safetensors"
+    save_model(path, vqvae)
+    before = path.read_bytes()
+    monkeypatch.setattr("os.fsync", lambda _: (_ for _ in ()).throw(OSError(28, "disque plein")))
+    with pytest.raises(MinidalleError):
+        save_model(path, vqvae, half=True)
+    assert path.read_bytes() == before

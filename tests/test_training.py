@@ -1,0 +1,256 @@
+"""La boucle d'entraînement : elle apprend, se souvient, et reprend bit pour bit."""
+
+import csv
+import itertools
+import json
+import random
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from minidalle.errors import MinidalleError
+from minidalle.training import TrainingConfig, train
+
+CONFIG = TrainingConfig(
+    steps=40, batch_size=8, learning_rate=0.05, warmup=3, log_every=4, save_every=4, seed=5
+)
+
+
+class Line(nn.Module):
+    """y = a·x + b avec un abandon : un modèle qui consomme du hasard, comme les vrais."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.layer = nn.Linear(4, 1)
+        self.register_buffer("seen", torch.zeros((), dtype=torch.int64))
+
+    def loss(self, x, y):
+        self.seen += len(x)
+        dropped = nn.functional.dropout(x, 0.1, self.training)
+        loss = (self.layer(dropped)[:, 0] - y).square().mean()
+        return {"loss": loss, "bias": self.layer.bias.detach()[0]}
+
+
+def batches(rng, n):
+    x = rng.normal(size=(n, 4)).astype(np.float32)
+    return torch.from_numpy(x), torch.from_numpy(x.sum(1) + 1)
+
+
+def weights(model):
+    return {k: v.clone() for k, v in model.state_dict().items()}
+
+
+def same(a, b):
+    return all(torch.equal(a[k], b[k]) for k in a) and a.keys() == b.keys()
+
+
+def test_it_learns_and_keeps_a_history(tmp_path):
+    model = Line()
+    result = train(model, batches, replace(CONFIG, steps=200), tmp_path, evaluate=lambda m: {"essai": 7.0})
+    assert result.finished and result.steps == 200 and not model.training
+    steps, losses = result.curve("loss")
+    assert steps[-1] == 200 and losses[-1] < 0.3 * losses[0]
+    assert result.curve("essai") == ([200], [7.0])
+    with (tmp_path / "metrics.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [int(r["step"]) for r in rows] == steps
+    assert float(rows[-1]["loss"]) == losses[-1]
+
+
+def test_same_seed_same_weights_whatever_the_caller_did():
+    a, b, c = Line(), Line(), Line()
+    train(a, batches, CONFIG)
+    torch.manual_seed(999)
+    np.random.default_rng(1).random()
+    train(b, batches, CONFIG)
+    train(c, batches, replace(CONFIG, seed=6))
+    assert same(weights(a), weights(b)) and not same(weights(a), weights(c))
+
+
+def test_the_callers_randomness_is_left_alone():
+    torch.manual_seed(3)
+    expected = torch.rand(3)
+    torch.manual_seed(3)
+    model = Line()
+    torch.manual_seed(3)
+    train(model, batches, CONFIG)
+    assert torch.equal(torch.rand(3), expected)
+
+
+@pytest.mark.parametrize("ema", [0.0, 0.9])
+@pytest.mark.parametrize("stop", [1, 7, 22])
+def test_interrupt_then_resume_changes_nothing(tmp_path, stop, ema):
+    config = replace(CONFIG, ema=ema)
+    whole, cut = Line(), Line()
+    expected = train(whole, batches, config)
+    calls = 0
+
+    def impatient(rng, n):
+        nonlocal calls
+        calls += 1
+        if calls == stop + 1:
+            raise KeyboardInterrupt
+        return batches(rng, n)
+
+    result = train(cut, impatient, config, tmp_path)
+    assert not result.finished and result.steps == stop
+    other = Line()
+    result = train(other, batches, config, tmp_path, resume=True)
+    assert same(weights(whole), weights(other))
+    keep = ("step", "loss", "bias")
+    assert [[r[k] for k in keep] for r in result.history] == [[r[k] for k in keep] for r in expected.history]
+
+
+def test_resume_after_the_end_does_nothing(tmp_path):
+    a, b = Line(), Line()
+    train(a, batches, CONFIG, tmp_path)
+    result = train(b, batches, CONFIG, tmp_path, resume=True)
+    assert result.finished and result.steps == CONFIG.steps and same(weights(a), weights(b))
+
+
+def test_a_longer_budget_goes_on(tmp_path):
+    train(Line(), batches, CONFIG, tmp_path)
+    result = train(Line(), batches, replace(CONFIG, steps=60), tmp_path, resume=True)
+    assert result.steps == 60 and [r["step"] for r in result.history][-1] == 60
+
+
+SCRIPT = """
+import sys, json, torch
+sys.path.insert(0, sys.argv[2])
+from test_training import CONFIG, Line, batches
+from minidalle.training import train
+from dataclasses import replace
+from pathlib import Path
+import time
+torch.set_num_threads(1)
+def slow(rng, n):
+    time.sleep(0.01)
+    return batches(rng, n)
+out = Path(sys.argv[1])
+model = Line()
+train(model, slow, replace(CONFIG, steps=120, save_every=3, ema=0.9), out, resume=(out / "resume.pt").exists())
+torch.save(model.state_dict(), out / "final.pt")
+"""
+
+
+def test_killed_at_random_moments_the_end_is_the_same_bit_for_bit(tmp_path):
+    """SIGKILL ne laisse rien nettoyer : l'entraînement reprend du dernier point écrit en entier."""
+    script = tmp_path / "script.py"
+    script.write_text(SCRIPT, encoding="utf-8")
+    out = tmp_path / "run"
+    command = [sys.executable, str(script), str(out), str(Path(__file__).parent)]
+    reference = Line()
+    train(reference, batches, replace(CONFIG, steps=120, save_every=3, ema=0.9))
+    moments, kills = random.Random(0), 0
+    for _ in range(12):
+        process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+        if kills < 3:
+            # Attendre qu'il travaille (le premier point de reprise), puis frapper n'importe quand.
+            limit = time.monotonic() + 60
+            before = (out / "resume.pt").stat().st_mtime_ns if (out / "resume.pt").exists() else 0
+            while time.monotonic() < limit and process.poll() is None:
+                if (out / "resume.pt").exists() and (out / "resume.pt").stat().st_mtime_ns != before:
+                    break
+                time.sleep(0.002)
+            time.sleep(moments.uniform(0, 0.3))
+            process.send_signal(signal.SIGKILL)
+        _, errors = process.communicate()
+        if process.returncode == -signal.SIGKILL:
+            kills += 1
+            continue
+        assert process.returncode == 0, errors
+        break
+    assert kills == 3
+    final = torch.load(out / "final.pt", weights_only=True)
+    assert same(weights(reference), final)
+
+
+def test_average_weights_are_those_returned_and_evaluated():
+    seen = []
+    model = Line()
+    config = replace(CONFIG, ema=0.99, evaluate_every=40)
+    train(model, batches, config, evaluate=lambda m: seen.append(weights(m)) or {"x": 0.0})
+    assert same(seen[-1], weights(model))
+    plain = Line()
+    train(plain, batches, replace(CONFIG, ema=0.0))
+    assert not torch.equal(plain.layer.weight, model.layer.weight)
+    assert model.seen == plain.seen == 40 * 8
+
+
+def test_evaluation_does_not_disturb_training():
+    a, b = Line(), Line()
+
+    def noisy(model):
+        torch.rand(100)
+        return {"x": 0.0}
+
+    train(a, batches, replace(CONFIG, evaluate_every=5), evaluate=noisy)
+    train(b, batches, replace(CONFIG, evaluate_every=5))
+    assert same(weights(a), weights(b))
+
+
+def test_rate_rises_then_falls_to_its_floor():
+    config = TrainingConfig(steps=100, learning_rate=1.0, warmup=9, floor=0.1)
+    rates = [config.rate(step, step / 100) for step in range(101)]
+    assert rates[0] == pytest.approx(0.1, abs=0.01) and max(rates) == max(rates[8:12])
+    assert rates[-1] == pytest.approx(0.1)
+    assert all(a >= b for a, b in itertools.pairwise(rates[10:]))
+
+
+def test_gradients_are_clipped_and_biases_do_not_decay():
+    class Steep(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.matrix = nn.Parameter(torch.full((2, 2), 5.0))
+            self.bias = nn.Parameter(torch.full((2,), 5.0))
+
+        def loss(self, x):
+            return {"loss": 0 * (self.matrix.sum() + self.bias.sum() + x.sum())}
+
+    model = Steep()
+    train(model, lambda rng, n: (torch.zeros(n),), replace(CONFIG, weight_decay=0.5))
+    assert (model.matrix < 4.9).all() and (model.bias == 5).all()
+
+
+def test_minutes_stop_the_run():
+    start = time.monotonic()
+    result = train(Line(), batches, replace(CONFIG, minutes=0.005))
+    assert result.finished and result.steps > 0 and time.monotonic() - start < 30
+
+
+def test_errors_say_what_to_do(tmp_path):
+    with pytest.raises(MinidalleError, match="Rien à reprendre"):
+        train(Line(), batches, CONFIG, tmp_path, resume=True)
+    train(Line(), batches, CONFIG, tmp_path)
+    with pytest.raises(MinidalleError, match="contient déjà un entraînement"):
+        train(Line(), batches, CONFIG, tmp_path)
+    with pytest.raises(MinidalleError, match="« batch_size » valait 8, pas 9"):
+        train(Line(), batches, replace(CONFIG, batch_size=9), tmp_path, resume=True)
+    with pytest.raises(MinidalleError, match="illisible ou d'un autre modèle"):
+        model = nn.Linear(1, 1)
+        train(model, batches, CONFIG, tmp_path, resume=True)
+    with pytest.raises(MinidalleError, match="n'est plus un nombre au pas 1"):
+        train(Line(), lambda rng, n: (torch.full((n, 4), float("inf")), torch.zeros(n)), CONFIG)
+
+
+@pytest.mark.parametrize(
+    "options", [{"steps": 0}, {"minutes": -1}, {"learning_rate": 0}, {"ema": 1}, {"precision": "float8"}]
+)
+def test_impossible_settings_are_refused(options):
+    with pytest.raises(MinidalleError):
+        TrainingConfig(**options)
+
+
+def test_the_checkpoint_is_plain_data(tmp_path):
+    train(Line(), batches, CONFIG, tmp_path)
+    state = torch.load(tmp_path / "resume.pt", weights_only=True)
+    assert json.loads(state["config"])["seed"] == 5

@@ -1,0 +1,188 @@
+"""Construit le livre : `python -m tools.book {html,pdf,notebooks,nbval}`, à lancer à la racine du projet.
+
+html       _build/html/index.html, chapitres exécutés ; une alerte ou une cellule en erreur le fait échouer
+pdf        _build/latex/minidalle.pdf, par xelatex
+notebooks  _build/notebooks/*.ipynb, sans sorties, pour Jupyter
+nbval      _build/nbval/*.ipynb, avec les sorties textuelles de la dernière construction, pour pytest --nbval
+"""
+
+import contextlib
+import fcntl
+import hashlib
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+BUILD = Path("_build")
+CACHE = BUILD / ".jupyter_cache"
+CHAPTERS = Path("chapters")
+KERNEL = {"name": "python3", "display_name": "Python 3", "language": "python"}
+
+# Ce que xelatex demande : un fichier témoin de chaque paquet Debian, cherché par kpsewhich puis fontconfig.
+PDF_PACKAGES = {
+    "texlive-xetex": "xelatex",
+    "texlive-lang-french": "french.ldf",
+    "texlive-latex-extra": "titlesec.sty",
+    "texlive-latex-recommended": "booktabs.sty",
+    "texlive-fonts-recommended": "pzdr.tfm",
+    "latexmk": "latexmk",
+    "lmodern": "lmroman10-regular.otf",
+    "tex-gyre": "ec-qplr.tfm",
+    "fonts-texgyre": "texgyrepagella-regular.otf",
+    "fonts-texgyre-math": "texgyrepagella-math.otf",
+    "fonts-dejavu-core": "DejaVuSansMono.ttf",
+    "fonts-symbola": "Symbola_hint.ttf",
+}
+
+
+@contextlib.contextmanager
+def lock() -> Iterator[None]:
+    """Une construction à la fois : deux cibles lancées par `make -j` partagent le même cache."""
+    BUILD.mkdir(exist_ok=True)
+    with (BUILD / ".lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def fingerprint() -> str:
+    """Empreinte de ce dont les sorties dépendent en plus du code des cellules."""
+    digest = hashlib.sha256(sys.version.encode())
+    sources = (p for p in Path("minidalle").rglob("*") if p.is_file() and p.suffix != ".pyc")
+    for path in [Path("requirements.txt"), *sorted(sources)]:
+        digest.update(f"{path}\0".encode() + hashlib.sha256(path.read_bytes()).digest())
+    for name in sorted(os.environ):
+        if name.startswith("MINIDALLE_") and name != "MINIDALLE_CACHE":
+            digest.update(f"{name}={os.environ[name]}\0".encode())
+    return digest.hexdigest()
+
+
+def refresh_cache() -> None:
+    """Vide le cache d'exécution, dont la clé n'est que le code des cellules, si le reste a changé."""
+    stamp, current = CACHE / "empreinte.txt", fingerprint()
+    if not stamp.exists() or stamp.read_text() != current:
+        shutil.rmtree(CACHE, ignore_errors=True)
+        CACHE.mkdir(parents=True)
+        stamp.write_text(current)
+
+
+def kernel_environment() -> dict[str, str]:
+    """Environnement des noyaux : sans les réglages personnels d'IPython, ni l'alerte d'ipykernel sur TCP."""
+    folder = (BUILD / ".ipython").absolute()
+    profile = folder / "profile_default"
+    profile.mkdir(parents=True, exist_ok=True)
+    (profile / "ipython_kernel_config.py").write_text("get_config().IPKernelApp.log_level = 'ERROR'\n")
+    return os.environ | {"IPYTHONDIR": str(folder)}
+
+
+def build(builder: str, output: Path) -> None:
+    """Lance Jupyter Book ; `--all` relit toutes les pages, sinon une faute ancienne resterait tue."""
+    shutil.rmtree(output, ignore_errors=True)
+    refresh_cache()
+    command = [Path(sys.executable).with_name("jupyter-book"), "build", "--all", "-W", "-n", "--keep-going"]
+    if subprocess.run([*command, "--builder", builder, "."], env=kernel_environment()).returncode:
+        sys.exit("\nLe livre n'est pas construit : voir les messages « WARNING » et « ERROR » ci-dessus.")
+
+
+def html() -> None:
+    with lock():
+        build("html", BUILD / "html")
+    print(f"\nLe livre est construit : {BUILD / 'html' / 'index.html'}")
+
+
+def missing_packages() -> list[str]:
+    """Paquets Debian dont le fichier témoin n'est pas trouvé."""
+    if not (shutil.which("kpsewhich") and shutil.which("fc-list")):
+        return list(PDF_PACKAGES)
+    fonts = subprocess.run(["fc-list", ":", "file"], capture_output=True, text=True).stdout
+
+    def present(witness: str) -> bool:
+        known = subprocess.run(["kpsewhich", witness], capture_output=True).returncode == 0
+        return known or f"/{witness}:" in fonts or shutil.which(witness) is not None
+
+    return [package for package, witness in PDF_PACKAGES.items() if not present(witness)]
+
+
+def pdf() -> None:
+    if missing_packages():
+        packages = " ".join(PDF_PACKAGES)
+        sys.exit(
+            "Il manque des paquets du système pour le PDF ; les installer par :\n"
+            f"  sudo apt-get install --no-install-recommends {packages}"
+        )
+    output = BUILD / "latex"
+    with lock():
+        build("pdflatex", output)
+        log = (output / "minidalle.log").read_text(encoding="utf-8", errors="replace")
+    if lost := sorted(set(re.findall(r"Missing character: There is no (\S+)", log))):
+        sys.exit(f"Signes absents des polices du PDF, à ajouter dans _latex/minidalle.sty : {' '.join(lost)}")
+    print(f"\nLe PDF est construit : {output / 'minidalle.pdf'}")
+
+
+def chapters() -> Iterator[tuple[Path, "NotebookNode"]]:  # noqa: F821
+    """Chaque page et son carnet."""
+    import jupytext
+
+    for path in sorted(CHAPTERS.rglob("*.md")):
+        # fmt est nécessaire : sans lui, une page sans en-tête réclame pandoc.
+        yield path, jupytext.read(path, fmt="md:myst")
+
+
+def write_notebook(folder: Path, path: Path, notebook) -> None:
+    import nbformat
+
+    target = folder / path.relative_to(CHAPTERS).with_suffix(".ipynb")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    notebook.metadata["kernelspec"] = KERNEL
+    nbformat.write(notebook, target)
+
+
+def notebooks() -> None:
+    folder = BUILD / "notebooks"
+    with lock():
+        shutil.rmtree(folder, ignore_errors=True)
+        for path, notebook in chapters():
+            write_notebook(folder, path, notebook)
+    print(f"Les chapitres sont en carnets dans {folder}")
+
+
+def text_outputs(cell) -> list:
+    """Sorties que nbval sait comparer : le texte, sans les images ni la sortie d'erreur."""
+    kept = []
+    for output in cell.outputs:
+        if output.output_type == "stream" and output.name != "stdout":
+            continue
+        if "data" in output:
+            output.data = {
+                kind: value for kind, value in output.data.items() if not kind.startswith("image/")
+            }
+        kept.append(output)
+    return kept
+
+
+def nbval() -> None:
+    from jupyter_cache import get_cache
+
+    folder, cache = BUILD / "nbval", get_cache(CACHE)
+    with lock():
+        shutil.rmtree(folder, ignore_errors=True)
+        for path, notebook in chapters():
+            cells = [cell for cell in notebook.cells if cell.cell_type == "code"]
+            if not cells:
+                continue
+            try:
+                done = cache.get_cache_bundle(cache.match_cache_notebook(notebook).pk).nb
+            except KeyError:
+                sys.exit(f"{path} n'a pas été exécuté depuis son dernier changement : lancer « make book ».")
+            executed = [cell for cell in done.cells if cell.cell_type == "code"]
+            for number, (cell, source) in enumerate(zip(cells, executed, strict=True), 1):
+                # Sans numéro d'exécution, nbval lance la cellule mais ne compare rien.
+                cell.execution_count, cell.outputs = number, text_outputs(source)
+            write_notebook(folder, path, notebook)
+
+
+if __name__ == "__main__":
+    {"html": html, "pdf": pdf, "notebooks": notebooks, "nbval": nbval}[sys.argv[1]]()

@@ -1,0 +1,51 @@
+"""Vérifie tout (« make test ») : une étape qui échoue n'arrête pas les autres, et le bilan est à la fin."""
+
+import os
+import subprocess
+import sys
+import time
+
+from tools.book import kernel_environment
+
+RUFF = [sys.executable, "-m", "ruff"]
+PYTEST = [sys.executable, "-m", "pytest", "-rs", "-n", "2", "--dist", "loadfile"]
+# Le réglage de pytest du projet est pour ses tests ; nbval réagirait aux alertes des noyaux.
+NBVAL = ["--nbval", "-p", "tools.nbval_text", "-p", "no:cacheprovider", "--nbval-cell-timeout=300"]
+NBVAL += ["-c", os.devnull, "--rootdir", "_build/nbval", "-q", "_build/nbval"]
+
+# Nom de l'étape, commandes, étape dont elle a besoin.
+STEPS = [
+    ("style du code", [[*RUFF, "check", "."], [*RUFF, "format", "--check", "."]], None),
+    ("bibliothèque", [[*PYTEST, "-m", "not book"]], None),
+    ("construction du livre", [[sys.executable, "-m", "tools.book", "html"]], None),
+    ("pages du livre", [[*PYTEST, "tests/book"]], "construction du livre"),
+    (
+        "sorties reproductibles",
+        [[sys.executable, "-m", "tools.book", "nbval"], [*PYTEST, *NBVAL]],
+        "construction du livre",
+    ),
+]
+
+
+def main() -> int:
+    results: dict[str, str] = {}
+    environment = kernel_environment()
+    for name, commands, needed in STEPS:
+        print(f"\n=== {name}\n", flush=True)
+        start = time.monotonic()
+        if needed and results[needed][0] != "✓":
+            results[name] = f"– sautée, faute de : {needed}"
+            continue
+        # any s'arrête à la première commande qui échoue.
+        failed = any(subprocess.run(command, env=environment).returncode for command in commands)
+        results[name] = f"{'✗ ÉCHEC ' if failed else '✓ réussie'}  {time.monotonic() - start:6.0f} s"
+    print("\n=== bilan\n")
+    for name, result in results.items():
+        print(f"  {name:<24} {result}")
+    failures = sum(not result.startswith("✓") for result in results.values())
+    print(f"\n{failures} étape(s) à reprendre : voir plus haut." if failures else "\nTout est vérifié.")
+    return 1 if failures else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

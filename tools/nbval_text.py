@@ -1,0 +1,9 @@
+"""Greffon de pytest : nbval compare le texte des sorties, pas les figures."""
+
+import pytest
+from nbval.plugin import IPyNbFile
+
+
+def pytest_collectstart(collector: pytest.Collector) -> None:
+    if isinstance(collector, IPyNbFile):
+        collector.skip_compare = (*collector.skip_compare, "image/svg+xml", "application/pdf")
