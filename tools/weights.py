@@ -1,61 +1,55 @@
 """« make weights » : refait les poids livrés dans minidalle/weights/, avec leurs notices.
 
-Chaque étape reprend où elle s'était arrêtée (dossier runs/) ; une étape finie n'est pas refaite.
+Chaque étape reprend où elle s'était arrêtée (dossier runs/) ; une étape finie ne recalcule que sa notice.
 """
 
 import argparse
 import hashlib
-import json
-import platform
-import time
+import os
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from minidalle import recipes
 from minidalle.checkpoints import WEIGHTS, load_model, save_model
 from minidalle.data.sources import Scenes
-from minidalle.training import train
+from minidalle.files import atomic_write
+from minidalle.plots import french
+from minidalle.training import Result, train
 
 RUNS = Path("runs")
 SIZE = 64
+DATA = (
+    "scènes de `minidalle.data.scenes`, part « train », tirées à neuf à chaque pas, 64 × 64 pixels ; "
+    "leurs émojis viennent d'OpenMoji (openmoji.org, CC BY-SA 4.0)"
+)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("étape", choices=["scenes-vqvae", "scenes", "tout"], nargs="?", default="tout")
-    parser.add_argument("--threads", type=int, default=2, help="fils de calcul")
+    parser.add_argument("stage", choices=["scenes-vqvae", "scenes", "tout"], nargs="?", default="tout")
+    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1, help="fils de calcul")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    step = options.étape
-    if step in ("scenes-vqvae", "tout"):
+    if options.stage in ("scenes-vqvae", "tout"):
         make_vqvae()
-    if step in ("scenes", "tout"):
+    if options.stage in ("scenes", "tout"):
         make_transformer()
 
 
 def make_vqvae() -> None:
     preset = recipes.preset("vqvae", "reference")
-    out = RUNS / "scenes-vqvae"
     vqvae = recipes.build_vqvae(preset.model)
     measure = recipes.measure_vqvae(Scenes("test", SIZE), n=512)
-    batches = recipes.image_batches(Scenes("train", SIZE))
-    result = train(
-        vqvae,
-        batches,
-        preset.training,
-        out,
-        resume=(out / "resume.pt").exists(),
-        evaluate=measure,
-        label="VQ-VAE",
-    )
+    result = fit("scenes-vqvae", vqvae, recipes.image_batches(Scenes("train", SIZE)), preset, measure)
     if result.finished:
         finish("scenes-vqvae", vqvae, result, preset, {})
 
 
 def make_transformer() -> None:
     preset = recipes.preset("transformer", "reference")
-    out = RUNS / "scenes"
     vqvae, _ = load_model("scenes-vqvae", "vqvae")
     source = Scenes("train", SIZE)
     tokenizer = recipes.build_tokenizer(source)
@@ -63,35 +57,69 @@ def make_transformer() -> None:
     length = transformer.config.text_length
     measure = recipes.measure_transformer(Scenes("test", SIZE), tokenizer, vqvae, length, n=512)
     batches = recipes.token_batches(source, tokenizer, vqvae, length)
-    result = train(
-        transformer,
-        batches,
-        preset.training,
-        out,
-        resume=(out / "resume.pt").exists(),
-        evaluate=measure,
-        label="transformeur",
-    )
+    result = fit("scenes", transformer, batches, preset, measure)
     if result.finished:
-        finish(
-            "scenes", transformer, result, preset, {"tokenizer": tokenizer.to_json(), "vqvae": "scenes-vqvae"}
-        )
+        notes = {"tokenizer": tokenizer.to_json(), "vqvae": "scenes-vqvae"}
+        finish("scenes", transformer, result, preset, notes)
 
 
-def finish(name: str, model: torch.nn.Module, result, preset, notes: dict[str, str]) -> None:
-    """Écrit les poids, leur courbe et leur empreinte."""
+def fit(name: str, model: nn.Module, batches, preset: recipes.Preset, measure) -> Result:
+    out = RUNS / name
+    resume = (out / "resume.pt").exists()
+    return train(model, batches, preset.training, out, resume=resume, evaluate=measure, label=name)
+
+
+def finish(
+    name: str, model: nn.Module, result: Result, preset: recipes.Preset, notes: dict[str, str]
+) -> None:
+    """Écrit les poids et leur notice."""
     path = WEIGHTS / f"{name}.safetensors"
     save_model(path, model, half=True, **notes)
-    evaluations = [row for row in result.history if "psnr" in row or "delta" in row]
-    card = {
-        "date": time.strftime("%Y-%m-%d"),
-        "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
-        "parameters": sum(p.numel() for p in model.parameters()),
-        "machine": f"{platform.machine()}, {torch.get_num_threads()} fils, torch {torch.__version__}",
-        "evaluations": evaluations,
+    with atomic_write(path.with_suffix(".md"), "w") as file:
+        file.write(card(name, model, result, preset, path))
+    print(f"{path} : {french(path.stat().st_size / 1e6)} Mo")
+
+
+def card(name: str, model: nn.Module, result: Result, preset: recipes.Preset, path: Path) -> str:
+    """Notice du modèle, en Markdown."""
+    training = asdict(preset.training)
+    settings = ", ".join(
+        f"{k} {v}" for k, v in training.items() if v is not None and k not in ("steps", "seed")
+    )
+    kind = type(model).__name__
+    lines = [
+        f"# {name}",
+        "",
+        f"- **Modèle** : {kind}, {french(sum(p.numel() for p in model.parameters()))} paramètres, "
+        f"flottants sur 16 bits ({french(path.stat().st_size / 1e6)} Mo).",
+        f"- **Configuration** : {', '.join(f'{k} {v}' for k, v in asdict(model.config).items())}.",
+        f"- **Données** : {DATA}.",
+        f"- **Commande** : `make weights` (étape `python tools/weights.py {name}`), "
+        f"{french(result.steps)} pas, graine {training['seed']}.",
+        f"- **Réglages** : {settings}.",
+        f"- **Durée** : {french(result.history[-1]['seconds'] / 60, 2)} minutes sur "
+        f"{torch.get_num_threads()} fil(s) d'un processeur partagé, torch {torch.__version__}.",
+        f"- **Empreinte** (sha256) : `{hashlib.sha256(path.read_bytes()).hexdigest()}`.",
+        "- **Licence** : CC BY-SA 4.0, celle des dessins d'OpenMoji qu'il a appris.",
+        "- **Usage** : le monde du livre seulement, ses mots et ses objets. Il ne sait rien d'autre.",
+        "",
+        "Mesures sur 512 scènes de la part « test » (combinaisons jamais vues), poids moyens :",
+        "",
+    ]
+    names = {
+        "step": "pas",
+        "loss": "perte d'entraînement",
+        "psnr": "PSNR (dB)",
+        "codes": "codes employés",
+        "test_perplexity": "perplexité des codes",
+        "test_loss": "perte de test (nats par jeton)",
+        "delta": "Δ (nats par image)",
     }
-    (WEIGHTS / f"{name}.json").write_text(json.dumps(card, ensure_ascii=False, indent=1) + "\n")
-    print(f"{path} : {path.stat().st_size / 1e6:.1f} Mo")
+    rows = [row for row in result.history if "psnr" in row or "delta" in row]
+    columns = [column for column in names if column in rows[-1]]
+    lines += ["| " + " | ".join(names[c] for c in columns) + " |", "|" + "---:|" * len(columns)]
+    lines += ["| " + " | ".join(french(row[c], 4) for c in columns) + " |" for row in rows]
+    return "\n".join(lines) + "\n"
 
 
 if __name__ == "__main__":

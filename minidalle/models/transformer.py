@@ -183,8 +183,13 @@ class Transformer(nn.Module):
 
     def loss(self, text: Tensor, image: Tensor) -> dict[str, Tensor]:
         """Entropie croisée moyenne, en nats par jeton d'image."""
-        logits = self(text, image)
-        return {"loss": F.cross_entropy(logits.flatten(0, 1).float(), image.flatten())}
+        return {"loss": self.nats(text, image).mean() / self.config.image_length}
+
+    def nats(self, text: Tensor, image: Tensor) -> Tensor:
+        """−ln p(image | texte) de chaque couple, en nats par image → (B,)."""
+        logits = self(text, image).flatten(0, 1).float()
+        by_token = F.cross_entropy(logits, image.flatten(), reduction="none")
+        return by_token.view(len(image), -1).sum(1)
 
     def start(self, text: Tensor) -> KeyValueCache:
         """Lit le texte (B, text_length) une fois pour toutes et rend le cache qui s'en souvient."""

@@ -121,6 +121,9 @@ def test_loss_is_the_mean_cross_entropy_in_nats():
     expected = -logp.gather(-1, image[..., None]).mean()
     assert torch.allclose(model.loss(text, image)["loss"], expected)
     assert torch.allclose(model.loss(text, image.view(3, 2, 3))["loss"], expected)
+    one_by_one = torch.cat([model.nats(t[None], i[None]) for t, i in zip(text, image, strict=True)])
+    assert torch.allclose(model.nats(text, image), one_by_one, atol=1e-4)
+    assert torch.allclose(one_by_one.mean() / 6, expected)
 
 
 def test_a_new_model_knows_nothing():
