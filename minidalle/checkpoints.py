@@ -17,7 +17,7 @@ from minidalle.errors import MinidalleError
 from minidalle.files import atomic_write
 
 WEIGHTS = Path(__file__).parent / "weights"
-FORMAT = "minidalle-1"
+FORMAT = "minidalle-1"  # clé des notes dans l'en-tête des fichiers
 # Nom d'un modèle dans les fichiers et sur la ligne de commande → où trouver sa classe.
 MODELS = {"vqvae": "VQVAE", "transformer": "Transformer"}
 
@@ -47,9 +47,10 @@ def save_model(path: Path | str, model: nn.Module, *, half: bool = False, **note
     for key, tensor in model.state_dict().items():
         tensor = tensor.detach().cpu().contiguous()
         tensors[key] = tensor.half() if half and tensor.is_floating_point() else tensor
-    metadata = notes | {"format": FORMAT, "model": name, "config": json.dumps(asdict(model.config))}
+    notes |= {"model": name, "config": json.dumps(asdict(model.config))}
+    # Une seule entrée : safetensors range les siennes au hasard, et les mêmes poids changeraient d'octets.
     with atomic_write(path) as file:
-        file.write(save(tensors, metadata))
+        file.write(save(tensors, {FORMAT: json.dumps(notes, sort_keys=True, ensure_ascii=False)}))
 
 
 def find_weights(name: Path | str) -> Path:
@@ -92,20 +93,23 @@ def load_model(name: Path | str, expected: str | None = None) -> tuple[nn.Module
     path = find_weights(name)
     try:
         with safe_open(path, framework="pt") as file:
-            notes = file.metadata() or {}
+            metadata = file.metadata() or {}
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (ce n'est pas un dict)
     except (SafetensorError, OSError) as error:
         raise MinidalleError(
             f"« {path} » n'est pas un fichier safetensors lisible : le télécharger ou l'entraîner à nouveau."
         ) from error
-    if notes.get("format") != FORMAT:
+    if FORMAT not in metadata:
         raise MinidalleError(f"« {path} » ne vient pas de minidalle : donner des poids écrits par lui.")
-    if expected not in (None, notes.get("model")):
-        raise MinidalleError(
-            f"« {path} » contient un modèle « {notes.get('model')} », il faut un « {expected} »."
-        )
     try:
-        cls = model_class(notes["model"])
+        notes = json.loads(metadata[FORMAT])
+        kind = notes["model"]
+    except (KeyError, TypeError, ValueError) as error:
+        raise MinidalleError(f"« {path} » a une en-tête illisible : l'entraîner à nouveau.") from error
+    if expected not in (None, kind):
+        raise MinidalleError(f"« {path} » contient un modèle « {kind} », il faut un « {expected} ».")
+    try:
+        cls = model_class(kind)
         model = cls(cls.Config(**json.loads(notes["config"])))
         floats = {k: t.float() if t.is_floating_point() else t for k, t in tensors.items()}
         model.load_state_dict(floats)

@@ -54,7 +54,7 @@ PRESETS = {
         "reference": Preset(
             {},
             TrainingConfig(
-                steps=12_000, batch_size=64, learning_rate=1.5e-3, warmup=300, ema=0.999, precision="bfloat16"
+                steps=7_000, batch_size=64, learning_rate=1.5e-3, warmup=300, ema=0.999, precision="bfloat16"
             ),
             "les poids livrés : une bonne heure de deux cœurs récents",
         ),

@@ -34,6 +34,12 @@ def test_round_trip(tmp_path, vqvae, half):
     assert torch.allclose(model.eval()(images)[0], vqvae.eval()(images)[0], atol=2e-2)
 
 
+def test_same_weights_same_bytes(tmp_path, vqvae):
+    for name in "abcdef":
+        save_model(tmp_path / name, vqvae, commande="x", vqvae="y", autre="z")
+    assert len({path.read_bytes() for path in tmp_path.iterdir()}) == 1
+
+
 def test_config_survives_with_its_types(tmp_path):
     config = TransformerConfig(text_vocabulary=5, grid=(2, 3), width=8, layers=1, heads=2)
     save_model(tmp_path / "t.safetensors", Transformer(config))
@@ -67,18 +73,20 @@ def other_sizes(path):
     save_model(path, model)
 
 
+def header(path, content):
+    save_file({"x": torch.zeros(2)}, path, {checkpoints.FORMAT: content})
+
+
 def unknown_model(path):
-    metadata = {"format": checkpoints.FORMAT, "model": "imagen", "config": json.dumps({})}
-    save_file({"x": torch.zeros(2)}, path, metadata)
+    header(path, json.dumps({"model": "imagen", "config": "{}"}))
 
 
 def hostile_config(path):
-    metadata = {
-        "format": checkpoints.FORMAT,
-        "model": "vqvae",
-        "config": json.dumps({"channels": "beaucoup"}),
-    }
-    save_file({"x": torch.zeros(2)}, path, metadata)
+    header(path, json.dumps({"model": "vqvae", "config": json.dumps({"channels": "beaucoup"})}))
+
+
+def bad_header(path):
+    header(path, "{pas du JSON")
 
 
 def not_numbers(path):
@@ -96,6 +104,7 @@ def not_numbers(path):
         (other_sizes, "ne correspond pas à cette version"),
         (unknown_model, "ne correspond pas à cette version"),
         (hostile_config, "ne correspond pas à cette version"),
+        (bad_header, "en-tête illisible"),
         (not_numbers, "pas des nombres"),
     ],
 )

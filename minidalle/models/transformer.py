@@ -116,7 +116,7 @@ class Block(nn.Module):
         self.dense_norm = nn.LayerNorm(config.width)
         self.dense = nn.Sequential(
             nn.Linear(config.width, 4 * config.width),
-            nn.GELU(approximate="tanh"),
+            nn.GELU(),
             nn.Linear(4 * config.width, config.width),
         )
         self.dropout = nn.Dropout(config.dropout)

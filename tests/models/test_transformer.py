@@ -66,7 +66,7 @@ def test_blocks_match_gpt2():
     config = TransformerConfig(text_vocabulary=3, width=48, layers=3, heads=6, text_length=4, grid=(2, 2))
     settings = {"n_embd": 48, "n_layer": 3, "n_head": 6, "n_positions": 20, "vocab_size": 3}
     peer = GPT2Model(
-        GPT2Config(**settings, resid_pdrop=0, attn_pdrop=0, embd_pdrop=0, activation_function="gelu_new")
+        GPT2Config(**settings, resid_pdrop=0, attn_pdrop=0, embd_pdrop=0, activation_function="gelu")
     ).eval()
     ours = tiny(config)
     with torch.no_grad():
