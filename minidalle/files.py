@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
 
-from minidalle.errors import MinidalleError
+from minidalle.errors import MinidalleError, reason
 
 
 @contextlib.contextmanager
@@ -31,7 +31,7 @@ def atomic_write(path: Path | str, mode: str = "wb") -> Iterator[IO]:
         descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     except OSError as error:
         raise MinidalleError(
-            f"Impossible d'écrire « {path} » ({error.strerror}) : choisir un autre dossier."
+            f"Impossible d'écrire « {path} » ({reason(error)}) : choisir un autre dossier."
         ) from error
     try:
         with os.fdopen(descriptor, mode, encoding=encoding) as file:
@@ -46,7 +46,7 @@ def atomic_write(path: Path | str, mode: str = "wb") -> Iterator[IO]:
     except OSError as error:
         _remove(temporary)
         raise MinidalleError(
-            f"L'écriture de « {path} » a échoué ({error.strerror}) : libérer de la place ou changer de dossier."
+            f"L'écriture de « {path} » a échoué ({reason(error)}) : libérer de la place ou changer de dossier."
         ) from error
     except BaseException:
         _remove(temporary)

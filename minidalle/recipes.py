@@ -116,7 +116,8 @@ def encode(vqvae: VQVAE, images: np.ndarray) -> Tensor:
 def build_tokenizer(source: Source, vocab_size: int = 512, captions: int = 20_000) -> Tokenizer:
     """Segmenteur appris sur des légendes de la source."""
     rng = np.random.default_rng(0)
-    return Tokenizer.train((c for _ in range(captions // 500) for c in source.batch(rng, 500)[1]), vocab_size)
+    texts = (text for _ in range(captions // 500) for text in source.captions(rng, 500))
+    return Tokenizer.train(texts, vocab_size)
 
 
 def build_transformer(

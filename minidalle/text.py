@@ -18,7 +18,7 @@ from tokenizers import Tokenizer as BPETokenizer
 from tokenizers.models import BPE
 from tokenizers.trainers import BpeTrainer
 
-from minidalle.errors import MinidalleError
+from minidalle.errors import MinidalleError, reason
 from minidalle.files import atomic_write
 
 SPECIAL_TOKENS = ("<pad>", "<unk>", "<debut>")
@@ -202,7 +202,7 @@ class Tokenizer:
             return cls.from_json(Path(path).read_text(encoding="utf-8"))
         except OSError as error:
             raise MinidalleError(
-                f"Vocabulaire « {path} » illisible ({error.strerror}) : vérifier le chemin."
+                f"Vocabulaire « {path} » illisible ({reason(error)}) : vérifier le chemin."
             ) from error
         except ValueError as error:  # dont MinidalleError et un fichier qui n'est pas de l'UTF-8
             raise MinidalleError(f"« {path} » n'est pas un vocabulaire de minidalle : le refaire.") from error

@@ -604,8 +604,7 @@ def test_interrupted_training_resumes_bit_for_bit_with_nothing_said_again(
     assert not Path("coupe/model.safetensors").exists()
 
     succeed("train", "--out", "coupe", "--resume")
-    ours, theirs = (load_file(f"{folder}/model.safetensors") for folder in ("coupe", "entier"))
-    assert all((ours[key] == theirs[key]).all() for key in theirs)
+    assert Path("coupe/model.safetensors").read_bytes() == Path("entier/model.safetensors").read_bytes()
 
 
 def test_resume_accepts_another_budget_and_the_same_options(small_recipes):

@@ -72,7 +72,10 @@ def test_vqvae_measures(parts):
     measure = recipes.measure_vqvae(source, n=8)
     metrics = measure(vqvae)
     assert metrics == measure(vqvae)
-    assert 1 <= metrics["test_perplexity"] <= metrics["codes"] <= 16
+    images, _ = source.batch(np.random.default_rng(1), 8)
+    shares = np.unique(recipes.encode(vqvae, images), return_counts=True)[1] / (8 * 16)
+    assert metrics["codes"] == len(shares) > 1
+    assert metrics["test_perplexity"] == pytest.approx(np.exp(-(shares * np.log(shares)).sum()))
     assert 0 < metrics["psnr"] < 30
 
 

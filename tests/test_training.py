@@ -190,6 +190,7 @@ def test_evaluation_does_not_disturb_training():
     a, b = Line(), Line()
 
     def noisy(model):
+        assert not model.training and not torch.is_grad_enabled()
         torch.rand(100)
         return {"x": 0.0}
 
@@ -206,8 +207,16 @@ def test_rate_rises_then_falls_to_its_floor():
     assert all(a >= b for a, b in itertools.pairwise(rates[10:]))
 
 
-def test_gradients_are_clipped_and_biases_do_not_decay():
-    class Steep(nn.Module):
+def test_gradients_are_clipped():
+    model = Line()
+    big = lambda rng, n: tuple(100 * part for part in batches(rng, n))  # noqa: E731
+    train(model, big, replace(CONFIG, steps=1, clip=0.5))
+    norm = torch.stack([p.grad.norm() for p in model.parameters()]).norm()
+    assert norm == pytest.approx(0.5, abs=1e-3)
+
+
+def test_matrices_decay_and_biases_do_not():
+    class Flat(nn.Module):
         def __init__(self):
             super().__init__()
             self.matrix = nn.Parameter(torch.full((2, 2), 5.0))
@@ -216,7 +225,7 @@ def test_gradients_are_clipped_and_biases_do_not_decay():
         def loss(self, x):
             return {"loss": 0 * (self.matrix.sum() + self.bias.sum() + x.sum())}
 
-    model = Steep()
+    model = Flat()
     train(model, lambda rng, n: (torch.zeros(n),), replace(CONFIG, weight_decay=0.5))
     assert (model.matrix < 4.9).all() and (model.bias == 5).all()
 

@@ -45,7 +45,7 @@ def make_vqvae() -> None:
     measure = recipes.measure_vqvae(Scenes("test", SIZE), n=512)
     result = fit("scenes-vqvae", vqvae, recipes.image_batches(Scenes("train", SIZE)), preset, measure)
     if result.finished:
-        finish("scenes-vqvae", vqvae, result, preset, {})
+        finish("scenes-vqvae", vqvae, result, preset, {"size": str(SIZE)})
 
 
 def make_transformer() -> None:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from minidalle.errors import MinidalleError
+from minidalle.errors import MinidalleError, reason
 
 # Pillow lit bien d'autres formats, dont EPS, qui lance un programme extérieur.
 _FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
@@ -55,7 +55,7 @@ def _diagnosis(error: Exception) -> str:
     if isinstance(error, FileNotFoundError):
         return "est introuvable : vérifier le chemin"
     if isinstance(error, OSError) and error.errno:
-        return f"ne peut pas être ouverte ({error.strerror}) : vérifier le chemin"
+        return f"ne peut pas être ouverte ({reason(error)}) : vérifier le chemin"
     if isinstance(error, NotImplementedError):
         return f"a des pixels d'un type imprévu ({error}) : la convertir en 8 ou 16 bits"
     return "est tronquée, abîmée ou démesurée : la remplacer ou la retirer"
@@ -184,7 +184,7 @@ class CaptionedImages:
             files = sorted(f for f in folder.iterdir() if f.suffix.lower() in _SUFFIXES and f.name[0] != ".")
         except OSError as error:
             raise MinidalleError(
-                f"Dossier « {folder} » illisible ({error.strerror}) : vérifier le chemin."
+                f"Dossier « {folder} » illisible ({reason(error)}) : vérifier le chemin."
             ) from error
         captions = [_read_lines(file) for file in files]
         return cls._checked(folder, folder, [file.name for file in files], captions, size)
@@ -218,7 +218,7 @@ def _read_json(path: Path) -> Any:
         with path.open(encoding="utf-8-sig") as file:
             return json.load(file)
     except OSError as error:
-        raise MinidalleError(f"« {path} » est illisible ({error.strerror}) : vérifier le chemin.") from error
+        raise MinidalleError(f"« {path} » est illisible ({reason(error)}) : vérifier le chemin.") from error
     except (ValueError, RecursionError) as error:
         line = f" (ligne {error.lineno})" if isinstance(error, json.JSONDecodeError) else ""
         raise MinidalleError(f"« {path} » n'est pas du JSON en UTF-8{line} : le corriger.") from error
@@ -244,7 +244,7 @@ def _read_lines(image: Path) -> list[str]:
     except FileNotFoundError as error:
         raise MinidalleError(f"L'image « {image} » n'a pas de légende : écrire « {path.name} ».") from error
     except OSError as error:
-        raise MinidalleError(f"« {path} » est illisible ({error.strerror}) : vérifier ses droits.") from error
+        raise MinidalleError(f"« {path} » est illisible ({reason(error)}) : vérifier ses droits.") from error
     except UnicodeDecodeError as error:
         raise MinidalleError(f"« {path} » n'est pas en UTF-8 : l'enregistrer ainsi.") from error
     if not any(lines):

@@ -24,6 +24,9 @@ class Source(Protocol):
     def batch(self, rng: np.random.Generator, n: int) -> Batch:
         """n images uint8 (n, S, S, 3) et leurs légendes."""
 
+    def captions(self, rng: np.random.Generator, n: int) -> list[str]:
+        """Les légendes que rendrait `batch`, sans dessiner ni lire d'image."""
+
 
 @dataclass(frozen=True)
 class Scenes:
@@ -42,9 +45,15 @@ class Scenes:
     sampling: dict = field(default_factory=dict)
 
     def batch(self, rng: np.random.Generator, n: int) -> Batch:
+        drawn, captions = self._draw(rng, n)
+        return np.stack([scenes.render(scene, self.size) for scene in drawn]), captions
+
+    def captions(self, rng: np.random.Generator, n: int) -> list[str]:
+        return self._draw(rng, n)[1]
+
+    def _draw(self, rng: np.random.Generator, n: int) -> tuple[list[scenes.Scene], list[str]]:
         drawn = scenes.sample_scenes(rng, n, self.split, **self.sampling)
-        images = np.stack([scenes.render(scene, self.size) for scene in drawn])
-        return images, [scenes.caption(scene, rng, **self.caption) for scene in drawn]
+        return drawn, [scenes.caption(scene, rng, **self.caption) for scene in drawn]
 
 
 class Emojis:
@@ -58,6 +67,9 @@ class Emojis:
         picks = rng.integers(len(self.names), size=n)
         return self.images[picks], [self.names[i] for i in picks]
 
+    def captions(self, rng: np.random.Generator, n: int) -> list[str]:
+        return self.batch(rng, n)[1]
+
 
 class Folder:
     """Images légendées du lecteur (voir `minidalle.data.captioned`), recadrées au carré."""
@@ -67,9 +79,16 @@ class Folder:
         self.pairs = CaptionedImages.open(path, size=size)
 
     def batch(self, rng: np.random.Generator, n: int) -> Batch:
-        chosen = [self.pairs[i] for i in rng.integers(len(self.pairs), size=n).tolist()]
-        captions = [texts[rng.integers(len(texts))] for _, texts in chosen]
-        return np.stack([image for image, _ in chosen]), captions
+        picks, captions = self._draw(rng, n)
+        return np.stack([self.pairs[i][0] for i in picks]), captions
+
+    def captions(self, rng: np.random.Generator, n: int) -> list[str]:
+        return self._draw(rng, n)[1]
+
+    def _draw(self, rng: np.random.Generator, n: int) -> tuple[list[int], list[str]]:
+        picks = rng.integers(len(self.pairs), size=n).tolist()
+        told = [self.pairs.captions[i] for i in picks]
+        return picks, [texts[rng.integers(len(texts))] for texts in told]
 
 
 def open_source(name: str, split: str = "train", size: int = 64) -> Source:

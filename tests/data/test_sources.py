@@ -24,6 +24,7 @@ def test_batches_depend_on_the_generator_alone(name, folder):
     assert a.shape == (6, 32, 32, 3) and a.dtype == np.uint8
     assert np.array_equal(a, b) and words == same and len(words) == 6
     assert not np.array_equal(a, c)
+    assert source.captions(np.random.default_rng(3), 6) == words
 
 
 def test_scenes_pass_their_options_on():

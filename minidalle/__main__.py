@@ -1,0 +1,5 @@
+"""`python -m minidalle` : la ligne de commande."""
+
+from minidalle.cli import main
+
+main()
