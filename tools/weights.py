@@ -80,23 +80,26 @@ def finish(
     print(f"{path} : {french(path.stat().st_size / 1e6)} Mo")
 
 
+def listed(settings: dict) -> str:
+    """« width 256, dropout 0,1 »."""
+    return ", ".join(f"{k} {french(v) if isinstance(v, float) else v}" for k, v in settings.items())
+
+
 def card(name: str, model: nn.Module, result: Result, preset: recipes.Preset, path: Path) -> str:
     """Notice du modèle, en Markdown."""
     training = asdict(preset.training)
-    settings = ", ".join(
-        f"{k} {v}" for k, v in training.items() if v is not None and k not in ("steps", "seed")
-    )
+    settings = {k: v for k, v in training.items() if v is not None and k not in ("steps", "seed")}
     kind = type(model).__name__
     lines = [
         f"# {name}",
         "",
         f"- **Modèle** : {kind}, {french(sum(p.numel() for p in model.parameters()))} paramètres, "
         f"flottants sur 16 bits ({french(path.stat().st_size / 1e6)} Mo).",
-        f"- **Configuration** : {', '.join(f'{k} {v}' for k, v in asdict(model.config).items())}.",
+        f"- **Configuration** : {listed(asdict(model.config))}.",
         f"- **Données** : {DATA}.",
         f"- **Commande** : `make weights` (étape `python tools/weights.py {name}`), "
         f"{french(result.steps)} pas, graine {training['seed']}.",
-        f"- **Réglages** : {settings}.",
+        f"- **Réglages** : {listed(settings)}.",
         f"- **Durée** : {french(result.history[-1]['seconds'] / 60, 2)} minutes sur "
         f"{torch.get_num_threads()} fil(s) d'un processeur partagé, torch {torch.__version__}.",
         f"- **Empreinte** (sha256) : `{hashlib.sha256(path.read_bytes()).hexdigest()}`.",
