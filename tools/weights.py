@@ -82,7 +82,7 @@ def finish(
 
 def listed(settings: dict) -> str:
     """« width 256, dropout 0,1 »."""
-    return ", ".join(f"{k} {french(v) if isinstance(v, float) else v}" for k, v in settings.items())
+    return ", ".join(f"{k} {french(f'{v:g}') if isinstance(v, float) else v}" for k, v in settings.items())
 
 
 def card(name: str, model: nn.Module, result: Result, preset: recipes.Preset, path: Path) -> str:
