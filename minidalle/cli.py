@@ -164,6 +164,8 @@ def generate(
     folder = output is not None and (
         Path(output).is_dir() or not Path(output).suffix or output.endswith(os.sep)
     )
+    if output == "":
+        raise MinidalleError("Nom de sortie vide : donner un fichier .png ou un dossier après -o.")
     title, last = _slug(prompt), seed + n - 1
     path = Path(output) if folder else _png_path(output, f"{title}-{seed}" + (f"-{last}" if n > 1 else ""))
     check_sampling(temperature, top_k, top_p)
@@ -339,13 +341,15 @@ def train(
         f"Modèle : {options['model']}, {_number(sum(p.numel() for p in network.parameters()))} paramètres."
     )
     typer.echo(f"Budget : {length}, par lots de {config.batch_size}.")
+    if options["data"] not in _MADE:
+        typer.echo("Un dossier n'a pas de part « test » : les mesures porteront sur les images apprises.")
     result = run(network, batches, config, out, resume=resume, evaluate=measure, label=options["model"])
     if not result.finished:
         raise typer.Exit(INTERRUPTED)
     path = out / "model.safetensors"
     save_model(path, network, size=str(side), data=Path(options["data"]).name, **notes)
     typer.echo(f"Après {_number(result.steps)} pas :")
-    for name, value in result.history[-1].items():
+    for name, value in (result.history or [{}])[-1].items():
         if name in _MEASURES:
             typer.echo(f"  {_MEASURES[name]} : {_number(value)}")
     typer.echo(path)
@@ -590,25 +594,32 @@ def export(
     """
     from PIL import Image
 
+    from minidalle.data.openmoji import CREDIT
+
     if source not in _MADE:
         raise MinidalleError(f"« {source} » ne s'exporte pas : choisir {' ou '.join(_MADE)}.")
     count, examples = _examples(source, split, size, n, seed)
-    credit = "CREDIT.txt"
+    credit = folder / "CREDIT.txt"
+    origin = f"{CREDIT}\nExport de « {source} », part « {split} », graine {seed}, {size} pixels de côté.\n"
+    if credit.is_file() and credit.read_text(encoding="utf-8") != origin:
+        raise MinidalleError(f"« {folder} » contient un autre export : choisir un dossier neuf.")
     if folder.is_dir():
         for path in folder.iterdir():
             number = re.fullmatch(r"(\d{5,})\.(?:png|txt)", path.name)
-            if path.name != credit and not (number and int(number[1]) < count):
+            if path != credit and not (number and int(number[1]) < count):
                 raise MinidalleError(f"« {folder} » contient déjà « {path.name} » : choisir un dossier neuf.")
     with _bar("images", count) as bar:
         for i, (image, caption) in enumerate(examples):
+            if i == 0:
+                with atomic_write(credit, "w") as file:
+                    file.write(origin)
             # Le texte d'abord : un dossier interrompu n'a pas d'image sans légende, et se relit.
             with atomic_write(folder / f"{i:05}.txt", "w") as file:
                 file.write(f"{caption}\n")
             with atomic_write(folder / f"{i:05}.png") as file:
                 Image.fromarray(image).save(file, "PNG")
             bar.update()
-    with atomic_write(folder / credit, "w") as file:
-        file.write(f"{_credit(source)}\n")
+    _credit(source)
     typer.echo(f"Images et légendes écrites dans « {folder} » : {_number(count)}.")
 
 
@@ -628,6 +639,8 @@ def _examples(
     """Nombre d'exemples (n au plus), et ces exemples ; les premiers ne dépendent pas de n."""
     import numpy as np
 
+    if name not in _MADE and split != "train":
+        raise MinidalleError("Un dossier n'a pas de part « test » : retirer --split.")
     rng = np.random.default_rng(seed)
     source = _open_source(name, split, size)
     if name == "scenes":
@@ -641,9 +654,12 @@ def _examples(
     return len(order), ((image, " / ".join(captions)) for image, captions in pairs)
 
 
-def _credit(source: str) -> str:
-    """Affiche et rend la mention due aux dessinateurs des émojis ; les scènes en contiennent."""
+def _credit(source: str) -> None:
+    """Affiche la mention due aux dessinateurs des émojis ; les scènes en contiennent."""
     from minidalle.data.openmoji import CREDIT
+
+    if source in _MADE:
+        typer.echo(CREDIT)
 
     if source in _MADE:
         typer.echo(CREDIT)

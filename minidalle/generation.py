@@ -60,7 +60,7 @@ class TextToImage:
         """
         path = find_weights(name)
         transformer, notes = load_model(path, "transformer")
-        if not {"tokenizer", "vqvae"} <= notes.keys():
+        if not {"tokenizer", "vqvae"} <= notes.keys() or Path(notes["vqvae"]).name != notes["vqvae"]:
             raise MinidalleError(f"« {path} » a perdu son vocabulaire ou le nom de son VQ-VAE : le refaire.")
         # Le VQ-VAE voyage à côté du transformeur ; à défaut, c'est l'un de ceux du paquet.
         beside = path.with_name(f"{notes['vqvae']}.safetensors")
@@ -75,6 +75,8 @@ class TextToImage:
         """
         length = self.transformer.config.text_length
         encodings = [self.tokenizer.encode(prompt, length) for prompt in prompts]
+        if any(encoding.dropped and not encoding.ids for encoding in encodings):
+            raise MinidalleError("Le premier mot de la description est trop long : l'écrire autrement.")
         if not all(encoding.ids for encoding in encodings):
             raise MinidalleError(
                 "Description vide : écrire quelque chose à dessiner, par exemple « un mouton »."

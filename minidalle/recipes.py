@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from minidalle.data.sources import Source
+from minidalle.data.sources import Scenes, Source
 from minidalle.errors import MinidalleError
 from minidalle.evaluation.scores import psnr
 from minidalle.generation import pad, to_pixels, to_tensor
@@ -113,8 +113,9 @@ def encode(vqvae: VQVAE, images: np.ndarray) -> Tensor:
 # --- transformeur ---------------------------------------------------------------------------------
 
 
-def build_tokenizer(source: Source, vocab_size: int = 512, captions: int = 20_000) -> Tokenizer:
-    """Segmenteur appris sur des légendes de la source."""
+def build_tokenizer(source: Source, captions: int = 20_000) -> Tokenizer:
+    """Segmenteur appris sur des légendes de la source : 512 jetons suffisent à celles du livre, 4096 ailleurs."""
+    vocab_size = 512 if isinstance(source, Scenes) else 4096
     rng = np.random.default_rng(0)
     texts = (text for _ in range(captions // 500) for text in source.captions(rng, 500))
     return Tokenizer.train(texts, vocab_size)

@@ -46,7 +46,8 @@ def probabilities(
         MinidalleError: réglage impossible.
     """
     check_sampling(temperature, top_k, top_p)
-    logits = logits / temperature
+    # Ainsi écrit, même une température minuscule ne fait pas déborder les flottants.
+    logits = (logits - logits.amax(-1, keepdim=True)).double() / temperature
     if top_k is not None and top_k < logits.shape[-1]:
         weakest = logits.topk(top_k).values[..., -1:]
         logits = logits.masked_fill(logits < weakest, float("-inf"))
@@ -56,7 +57,7 @@ def probabilities(
         outside = ordered.cumsum(-1) - ordered >= top_p
         outside[..., 0] = False
         logits = logits.masked_fill(outside.scatter(-1, order, outside), float("-inf"))
-    return logits.softmax(-1)
+    return logits.softmax(-1).float()
 
 
 def draw(probabilities: Tensor, generators: Sequence[torch.Generator]) -> Tensor:

@@ -9,10 +9,13 @@ import contextlib
 import csv
 import json
 import math
+import signal
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from types import FrameType
 
 import numpy as np
 import torch
@@ -120,7 +123,7 @@ def train(
 
     Returns:
         L'historique. À la fin, le modèle est en mode évaluation, avec les poids moyens si `ema` > 0.
-        Ctrl-C ne perd rien : l'état est rangé dans `out` et le résultat n'est pas `finished`.
+        Ctrl-C laisse finir le pas commencé, range l'état dans `out`, et le résultat n'est pas `finished`.
 
     Raises:
         MinidalleError: perte infinie, point de reprise absent ou d'un autre entraînement, dossier occupé.
@@ -135,28 +138,49 @@ def train(
     # Le hasard de la boucle est le sien : celui de l'appelant ressort intact.
     with torch.random.fork_rng(devices=[]), contextlib.closing(_Writer(run)) as writer:
         torch.set_rng_state(run.torch_rng)
-        with _progress(run, label) as bar:
-            try:
-                while not run.done():
-                    run.step(batches)
-                    bar.advance()
-                    last = run.done()
-                    if run.result.steps % config.log_every == 0 or last:
-                        row = run.measure()
-                        if evaluate and (run.result.steps % config.evaluate_every == 0 or last):
-                            row |= run.evaluate(evaluate)
-                        writer.add(row)
-                        bar.show(row)
-                    if run.result.steps % config.save_every == 0 or last:
-                        run.save()
-                run.result.finished = True
-            except KeyboardInterrupt:
-                run.save()
+        with _progress(run, label) as bar, _postponed_interrupt() as interrupted:
+            last = run.done()
+            while not last and not interrupted:
+                run.step(batches)
+                bar.advance()
+                # Une seule lecture : avec un budget en minutes, la réponse change d'un instant à l'autre.
+                last = run.done()
+                evaluated = evaluate and (run.result.steps % config.evaluate_every == 0 or last)
+                if evaluated or run.result.steps % config.log_every == 0 or last:
+                    row = run.measure()
+                    if evaluated:
+                        row |= run.evaluate(evaluate)
+                    writer.add(row)
+                    bar.show(row)
+                if run.result.steps % config.save_every == 0 or last or interrupted:
+                    run.save()
+            run.result.finished = last
+            if not last:
                 where = f" ; reprendre avec --resume depuis « {run.out} »" if run.out else ""
                 bar.write(f"Interrompu au pas {run.result.steps}{where}.")
     run.use_average()
     model.eval()
     return run.result
+
+
+@contextlib.contextmanager
+def _postponed_interrupt() -> Iterator[list[int]]:
+    """Liste qui se remplit au premier Ctrl-C, pour qu'un pas commencé se termine ; le second arrête net."""
+    received: list[int] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield received  # seul le fil principal reçoit les signaux
+        return
+    before = signal.getsignal(signal.SIGINT)
+
+    def remember(number: int, frame: FrameType | None) -> None:
+        received.append(number)
+        signal.signal(signal.SIGINT, before)
+
+    signal.signal(signal.SIGINT, remember)
+    try:
+        yield received
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 class _Run:
@@ -232,12 +256,13 @@ class _Run:
         weights = {k: t.clone() for k, t in self.model.state_dict().items()} if self.average else {}
         self.use_average()
         self.model.eval()
-        with torch.no_grad(), torch.random.fork_rng(devices=[]):
-            metrics = evaluate(self.model)
-        if weights:
-            self.model.load_state_dict(weights)
-        self.model.train()
-        return metrics
+        try:
+            with torch.no_grad(), torch.random.fork_rng(devices=[]):
+                return evaluate(self.model)
+        finally:
+            if weights:
+                self.model.load_state_dict(weights)
+            self.model.train()
 
     def use_average(self) -> None:
         if self.average:
@@ -269,6 +294,10 @@ class _Run:
             saved = json.loads(state["config"])
             self.model.load_state_dict(state["model"])
             self.optimizer.load_state_dict(state["optimizer"])
+            self.rng.bit_generator.state = json.loads(state["numpy_rng"])
+            self.result = Result(**json.loads(state["result"]) | {"finished": False})
+            self.average, self.pending = state["average"], state["pending"]
+            self.torch_rng, self.before = state["torch_rng"], state["seconds"]
         except Exception as error:
             raise MinidalleError(
                 f"Le point de reprise « {path} » est illisible ou d'un autre modèle : recommencer ailleurs."
@@ -281,12 +310,6 @@ class _Run:
                     f"Reprise impossible : « {name} » valait {saved.get(name)}, pas {value} ; "
                     f"redonner la même valeur ou changer de dossier."
                 )
-        self.average = state["average"]
-        self.pending = state["pending"]
-        self.rng.bit_generator.state = json.loads(state["numpy_rng"])
-        self.torch_rng = state["torch_rng"]
-        self.result = Result(**json.loads(state["result"]) | {"finished": False})
-        self.before = state["seconds"]
         self.began = time.monotonic()
 
 

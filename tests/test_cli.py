@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 from functools import partial
@@ -437,7 +438,11 @@ def test_exported_pairs_read_back_and_show_the_same(few_emojis, source):
         image, caption = pairs[i]
         assert caption == [captions[i]]
         assert (image == pixels("planche.png")[i // 3 * 34 :, i % 3 * 34 :][:32, :32]).all()
-    assert Path("paires/CREDIT.txt").read_text(encoding="utf-8") == f"{openmoji.CREDIT}\n"
+    origin = Path("paires/CREDIT.txt").read_text(encoding="utf-8")
+    assert origin.startswith(openmoji.CREDIT) and source in origin and "graine 1" in origin
+    for other in (["--seed", 2], ["--size", 16], ["--split", "test"]):
+        arguments = ["export", source, "paires", "-n", 4, "--seed", 1, "--size", 32, *other]
+        assert "contient un autre export" in fail("data", *arguments)
     again = snapshot()
     succeed("data", "export", source, "paires", "-n", 4, "--seed", 1, "--size", 32)
     assert snapshot() == again
@@ -460,7 +465,7 @@ def test_an_interrupted_export_has_no_image_without_caption(monkeypatch):
 
     monkeypatch.setattr(Image.Image, "save", broken)
     assert run("data", "export", "scenes", "d", "-n", 2).exit_code == 130
-    assert sorted(path.name for path in Path("d").iterdir()) == ["00000.txt"]
+    assert sorted(path.name for path in Path("d").iterdir()) == ["00000.txt", "CREDIT.txt"]
 
 
 @pytest.mark.parametrize(
@@ -590,8 +595,8 @@ def test_interrupted_training_resumes_bit_for_bit_with_nothing_said_again(
         batches, calls = make(*args, **options), iter(range(10))
 
         def batch(rng, n):
-            if next(calls) == 2:
-                raise KeyboardInterrupt
+            if next(calls) == 1:
+                signal.raise_signal(signal.SIGINT)
             return batches(rng, n)
 
         return batch

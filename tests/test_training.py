@@ -87,27 +87,51 @@ def test_the_callers_randomness_is_left_alone():
 
 
 @pytest.mark.parametrize("ema", [0.0, 0.9])
+@pytest.mark.parametrize("moment", ["lot", "perte", "mesure"])
 @pytest.mark.parametrize("stop", [1, 7, 22])
-def test_interrupt_then_resume_changes_nothing(tmp_path, stop, ema):
-    config = replace(CONFIG, ema=ema)
-    whole, cut = Line(), Line()
-    expected = train(whole, batches, config)
-    calls = 0
+def test_interrupt_then_resume_changes_nothing(tmp_path, stop, moment, ema):
+    """Ctrl-C au milieu d'un pas ou d'une évaluation : le pas se termine, puis l'état est rangé."""
+    config = replace(CONFIG, steps=42, ema=ema, evaluate_every=1)
+    whole, cut, calls = Line(), Line(), {"lot": 0, "perte": 0, "mesure": 0}
+
+    def strike(where):
+        calls[where] += 1
+        if where == moment and calls[where] == stop:
+            signal.raise_signal(signal.SIGINT)
 
     def impatient(rng, n):
-        nonlocal calls
-        calls += 1
-        if calls == stop + 1:
-            raise KeyboardInterrupt
-        return batches(rng, n)
+        batch = batches(rng, n)
+        strike("lot")
+        return batch
 
-    result = train(cut, impatient, config, tmp_path)
+    def measured(model):
+        strike("mesure")
+        return {"x": float(model.layer.bias)}
+
+    class Impatient(Line):
+        def loss(self, x, y):
+            strike("perte")
+            return super().loss(x, y)
+
+    expected = train(whole, batches, config, evaluate=lambda m: {"x": float(m.layer.bias)})
+    result = train(Impatient(), impatient, config, tmp_path, evaluate=measured)
     assert not result.finished and result.steps == stop
-    other = Line()
-    result = train(other, batches, config, tmp_path, resume=True)
-    assert same(weights(whole), weights(other))
-    keep = ("step", "loss", "bias")
+    moment = None
+    result = train(cut, batches, config, tmp_path, resume=True, evaluate=measured)
+    assert same(weights(whole), weights(cut)) and result.finished
+    keep = ("step", "loss", "bias", "x")
     assert [[r[k] for k in keep] for r in result.history] == [[r[k] for k in keep] for r in expected.history]
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_a_second_interrupt_stops_at_once(tmp_path):
+    def furious(rng, n):
+        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt):
+        train(Line(), furious, CONFIG, tmp_path)
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
 def test_resume_after_the_end_does_nothing(tmp_path):
@@ -230,10 +254,47 @@ def test_matrices_decay_and_biases_do_not():
     assert (model.matrix < 4.9).all() and (model.bias == 5).all()
 
 
-def test_minutes_stop_the_run():
-    start = time.monotonic()
-    result = train(Line(), batches, replace(CONFIG, minutes=0.005))
-    assert result.finished and result.steps > 0 and time.monotonic() - start < 30
+class Clock:
+    """Une horloge qui avance d'une seconde chaque fois qu'on la lit."""
+
+    def __init__(self):
+        self.now = 0.0
+
+    def __call__(self):
+        self.now += 1
+        return self.now
+
+
+def test_minutes_stop_the_run_with_everything_written(tmp_path, monkeypatch):
+    monkeypatch.setattr("minidalle.training.time.monotonic", Clock())
+    config = replace(CONFIG, minutes=1, log_every=7, save_every=7)
+    result = train(Line(), batches, config, tmp_path, evaluate=lambda m: {"x": 1.0})
+    assert result.finished and 5 < result.steps < 60
+    assert result.history[-1]["step"] == result.steps and result.history[-1]["x"] == 1
+    state = torch.load(tmp_path / "resume.pt", weights_only=True)
+    assert json.loads(state["result"])["steps"] == result.steps
+    # Le temps passé compte encore après une reprise : il ne reste rien à faire.
+    again = train(Line(), batches, config, tmp_path, resume=True)
+    assert again.steps == result.steps
+
+
+def test_evaluations_keep_their_own_period():
+    result = train(Line(), batches, replace(CONFIG, evaluate_every=5), evaluate=lambda m: {"x": 0.0})
+    assert result.curve("x")[0] == [5, 10, 15, 20, 25, 30, 35, 40]
+    assert set(range(4, 41, 4)) <= set(result.curve("loss")[0])
+
+
+def test_mixed_precision_is_used():
+    seen = []
+
+    class Spy(Line):
+        def loss(self, x, y):
+            seen.append(torch.is_autocast_enabled("cpu"))
+            return super().loss(x, y)
+
+    for precision in ("float32", "bfloat16"):
+        train(Spy(), batches, replace(CONFIG, steps=1, precision=precision))
+    assert seen == [False, True]
 
 
 def test_errors_say_what_to_do(tmp_path):

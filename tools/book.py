@@ -107,11 +107,10 @@ def missing_packages() -> list[str]:
 
 
 def pdf() -> None:
-    if missing_packages():
-        packages = " ".join(PDF_PACKAGES)
+    if packages := missing_packages():
         sys.exit(
             "Il manque des paquets du système pour le PDF ; les installer par :\n"
-            f"  sudo apt-get install --no-install-recommends {packages}"
+            f"  sudo apt-get install --no-install-recommends {' '.join(packages)}"
         )
     output = BUILD / "latex"
     with lock():

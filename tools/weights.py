@@ -6,6 +6,7 @@ Chaque étape reprend où elle s'était arrêtée (dossier runs/) ; une étape f
 import argparse
 import hashlib
 import os
+import sys
 from dataclasses import asdict
 from pathlib import Path
 
@@ -33,24 +34,31 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1, help="fils de calcul")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    if options.stage in ("scenes-vqvae", "tout"):
-        make_vqvae()
-    if options.stage in ("scenes", "tout"):
-        make_transformer()
+    stages = {"scenes-vqvae": make_vqvae, "scenes": make_transformer}
+    for name, make in stages.items():
+        if options.stage in (name, "tout") and not make():
+            sys.exit(130)  # interrompu : l'étape suivante partirait de poids périmés
 
 
-def make_vqvae() -> None:
+def make_vqvae() -> bool:
     preset = recipes.preset("vqvae", "reference")
     vqvae = recipes.build_vqvae(preset.model)
     measure = recipes.measure_vqvae(Scenes("test", SIZE), n=512)
     result = fit("scenes-vqvae", vqvae, recipes.image_batches(Scenes("train", SIZE)), preset, measure)
     if result.finished:
         finish("scenes-vqvae", vqvae, result, preset, {"size": str(SIZE)})
+    return result.finished
 
 
-def make_transformer() -> None:
+def make_transformer() -> bool:
     preset = recipes.preset("transformer", "reference")
     vqvae, _ = load_model("scenes-vqvae", "vqvae")
+    # Un transformeur ne reprend pas sur d'autres yeux que les siens.
+    eyes, known = digest(WEIGHTS / "scenes-vqvae.safetensors"), RUNS / "scenes" / "vqvae.sha256"
+    if known.exists() and known.read_text() != eyes:
+        sys.exit(f"Le VQ-VAE a changé depuis le début de cet entraînement : effacer {RUNS / 'scenes'}.")
+    with atomic_write(known, "w") as file:
+        file.write(eyes)
     source = Scenes("train", SIZE)
     tokenizer = recipes.build_tokenizer(source)
     transformer = recipes.build_transformer(preset.model, tokenizer, vqvae, SIZE)
@@ -61,6 +69,7 @@ def make_transformer() -> None:
     if result.finished:
         notes = {"tokenizer": tokenizer.to_json(), "vqvae": "scenes-vqvae"}
         finish("scenes", transformer, result, preset, notes)
+    return result.finished
 
 
 def fit(name: str, model: nn.Module, batches, preset: recipes.Preset, measure) -> Result:
@@ -80,9 +89,13 @@ def finish(
     print(f"{path} : {french(path.stat().st_size / 1e6)} Mo")
 
 
+def digest(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
 def listed(settings: dict) -> str:
-    """« width 256, dropout 0,1 »."""
-    return ", ".join(f"{k} {french(f'{v:g}') if isinstance(v, float) else v}" for k, v in settings.items())
+    """`width=256, dropout=0.1`, comme on l'écrirait en Python."""
+    return f"`{', '.join(f'{k}={v}' for k, v in settings.items())}`"
 
 
 def card(name: str, model: nn.Module, result: Result, preset: recipes.Preset, path: Path) -> str:
@@ -102,7 +115,7 @@ def card(name: str, model: nn.Module, result: Result, preset: recipes.Preset, pa
         f"- **Réglages** : {listed(settings)}.",
         f"- **Durée** : {french(result.history[-1]['seconds'] / 60, 2)} minutes sur "
         f"{torch.get_num_threads()} fil(s) d'un processeur partagé, torch {torch.__version__}.",
-        f"- **Empreinte** (sha256) : `{hashlib.sha256(path.read_bytes()).hexdigest()}`.",
+        f"- **Empreinte** (sha256) : `{digest(path)}`.",
         "- **Licence** : CC BY-SA 4.0, celle des dessins d'OpenMoji qu'il a appris.",
         "- **Usage** : le monde du livre seulement, ses mots et ses objets. Il ne sait rien d'autre.",
         "",

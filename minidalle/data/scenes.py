@@ -484,13 +484,15 @@ def caption(
     Args:
         scene: ce qu'on raconte ; la légende est toujours vraie, rarement complète.
         rng: générateur.
-        spatial: dire une relation (gauche, droite, dessus, dessous) quand deux objets s'y prêtent.
+        spatial: dire une relation (gauche, droite, dessus, dessous), parmi les scènes qui s'y prêtent : il
+            y faut deux objets que leur description distingue, et une relation nette. Moins de la moitié
+            des scènes tirées sont dans ce cas ; la part des légendes qui situent est donc plus petite.
         colour: dire la couleur des formes.
         texture: dire la texture des formes rayées ou à pois.
         size: dire « petit » ou « grand ».
         background: dire le fond.
         comparison: comparer deux tailles, quand aucune relation spatiale n'est dite.
-        omission: taire un des objets.
+        omission: taire un des objets ou, si une relation ou une comparaison est dite, tous les autres.
         phrasing: s'écarter de la tournure la plus simple.
 
     Returns:
@@ -511,7 +513,8 @@ def caption(
     if text is not None:
         clause, mentioned = text
         rest = [g for g in groups if g[0] not in mentioned]
-        if len(rest) > 0 and rng.random() < omission:
+        # « un chat avec un chien à sa gauche, avec un arbre » : un seul « avec » par légende.
+        if rest and (rng.random() < omission or " avec " in clause):
             rest = []
         text = clause + (f", avec {_list([_indefinite(*g) for g in rest])}" if rest else "")
         # « voici le carré est à gauche » : l'amorce veut un groupe nominal.
@@ -541,11 +544,16 @@ def _described(o: Object, with_colour: bool, with_texture: bool, with_size: bool
 
 
 def _single(scene: Scene, looks: Counter, *flags: bool) -> Iterator[tuple[Look, Object]]:
-    """Objets que leur description désigne sans ambiguïté."""
+    """Objets que leur description désigne sans ambiguïté : aucun autre ne la vérifie aussi."""
     for o in scene.objects:
         look = _described(o, *flags)
-        if looks[look] == 1:
+        if looks[look] == 1 and not any(_fits(other, look) for other in looks if other != look):
             yield look, o
+
+
+def _fits(look: Look, description: Look) -> bool:
+    """Ce que l'on dirait de `look` vérifie-t-il `description` ? « le cercle » désigne aussi un cercle rayé."""
+    return all(wanted in (None, said) for said, wanted in zip(look, description, strict=True))
 
 
 def _spatial_clause(rng, alone: dict[Look, Object], phrasing: float) -> tuple[str, set[Look]] | None:
@@ -567,8 +575,10 @@ def _spatial_clause(rng, alone: dict[Look, Object], phrasing: float) -> tuple[st
         f"{_definite(a)} est {_join(preposition, _definite(b))}",
         f"{_join(preposition, other)}, {one}",
         f"{other} avec {one} {aside}",
-        f"{one} {here} et {other} {there}",
     ]
+    axis = (alone[a].x, alone[b].x) if place in ("gauche", "droite") else (alone[a].y, alone[b].y)
+    if min(axis) < 0.5 < max(axis):  # chacun de son côté de l'image
+        turns.append(f"{one} {here} et {other} {there}")
     if place == "dessous":
         turns.append(f"{one} sous {other}")
     return _pick(rng, turns), {a, b}
@@ -576,7 +586,8 @@ def _spatial_clause(rng, alone: dict[Look, Object], phrasing: float) -> tuple[st
 
 def _comparison_clause(rng, alone: dict[Look, Object]) -> tuple[str, set[Look]] | None:
     """Proposition qui compare deux tailles, et ce qu'elle mentionne."""
-    pairs = [(a, b) for a in alone for b in alone if alone[a].side != alone[b].side]
+    # Sans leur taille, les deux objets doivent encore se distinguer.
+    pairs = [(a, b) for a in alone for b in alone if alone[a].side != alone[b].side and a[:3] != b[:3]]
     if not pairs:
         return None
     a, b = _pick(rng, pairs)

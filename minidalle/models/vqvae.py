@@ -81,10 +81,12 @@ class VectorQuantizer(nn.Module):
 
     def forward(self, vectors: Tensor) -> Quantized:
         """`vectors` : (..., D). Hors du mode entraînement, le dictionnaire ne bouge pas."""
-        flat = vectors.reshape(-1, vectors.shape[-1])
+        flat = vectors.reshape(-1, vectors.shape[-1]).float()
         if self.training and not self.started:
             self._start(flat.detach())
-        tokens = self.nearest(flat)
+        # En précision réduite, les distances seraient trop grossières pour choisir le bon code.
+        with torch.autocast(flat.device.type, enabled=False):
+            tokens = self.nearest(flat)
         quantized = self.codebook[tokens].view_as(vectors)
         if self.training:
             self._follow(flat.detach(), tokens)
@@ -188,7 +190,6 @@ class VQVAE(nn.Module):
                 f"Images de forme {tuple(images.shape)} : il faut (B, 3, H, W), H et W multiples de {f}."
             )
         images = (images * 2 - 1).contiguous(memory_format=torch.channels_last)
-        # En précision réduite, les distances aux codes seraient trop grossières pour choisir le bon.
         return self.encoder(images).float().permute(0, 2, 3, 1)
 
     def _paint(self, vectors: Tensor) -> Tensor:

@@ -226,8 +226,8 @@ def test_agreements_and_plurals(objects, expected):
 
 
 def test_elisions_and_contractions():
-    star = Object("étoile", "rouge", y=0.1)
-    told = {tell(Scene("azur", (star, SQUARE)), s, spatial=1, phrasing=1) for s in range(80)}
+    star, square = Object("étoile", "rouge", y=0.1), Object("carré", "bleu", x=0.6, y=0.8)
+    told = {tell(Scene("azur", (star, square)), s, spatial=1, phrasing=1) for s in range(80)}
     texts = " | ".join(told)
     assert "l'étoile rouge est au-dessus du carré bleu" in texts
     assert "le carré bleu est au-dessous de l'étoile rouge" in texts
@@ -283,6 +283,98 @@ def test_stated_relations_hold(seed, voice):
 
             assert any(relation(a, b) == place for a in matching(first) for b in matching(second))
             return
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "expected"),
+    [
+        (
+            Object("chat", x=0.2),
+            Object("croix", "vert", x=0.8),
+            {
+                "un chat à gauche d'une croix verte",
+                "une croix verte à droite d'un chat",
+                "le chat est à gauche de la croix verte",
+                "la croix verte est à droite du chat",
+                "à gauche d'une croix verte, un chat",
+                "à droite d'un chat, une croix verte",
+                "une croix verte avec un chat à sa gauche",
+                "un chat avec une croix verte à sa droite",
+                "un chat à gauche et une croix verte à droite",
+                "une croix verte à droite et un chat à gauche",
+            },
+        ),
+        (
+            Object("chat", y=0.2),
+            Object("croix", "vert", y=0.45),
+            {
+                "un chat au-dessus d'une croix verte",
+                "une croix verte au-dessous d'un chat",
+                "le chat est au-dessus de la croix verte",
+                "la croix verte est au-dessous du chat",
+                "au-dessus d'une croix verte, un chat",
+                "au-dessous d'un chat, une croix verte",
+                "une croix verte avec un chat au-dessus",
+                "un chat avec une croix verte au-dessous",
+                "une croix verte sous un chat",
+            },
+        ),
+    ],
+)
+def test_every_spatial_turn(a, b, expected):
+    """Exactement ces phrases ; « en haut, en bas » seulement quand chacun est de son côté de l'image."""
+    opening = re.compile("^(on voit|voici) ")
+    told = {tell(Scene("blanc", (a, b)), s, spatial=1, phrasing=p) for s in range(120) for p in (0, 1)}
+    assert {opening.sub("", text) for text in told} == expected
+
+
+def test_top_and_bottom_follow_the_objects():
+    scene = Scene("blanc", (Object("chat", y=0.2), Object("chien", y=0.8)))
+    told = {tell(scene, s, spatial=1, phrasing=1) for s in range(80)}
+    ends = {re.sub("^(on voit|voici) ", "", t) for t in told if " en haut" in t}
+    assert ends == {"un chat en haut et un chien en bas", "un chien en bas et un chat en haut"}
+
+
+def test_what_is_named_is_the_only_one_of_its_kind():
+    """« le cercle » ne se dit pas s'il y a aussi un cercle rayé ; ni « une étoile plus petite qu'une étoile »."""
+    scene = Scene(
+        "blanc", (Object("cercle", "bleu", "uni", x=0.2), Object("cercle", "bleu", "rayé", "grand", x=0.7))
+    )
+    for seed in range(60):
+        for size in (0, 1):
+            text = tell(scene, seed, spatial=1, comparison=1, phrasing=1, size=size)
+            assert "gauche" not in text and "droite" not in text and "plus" not in text
+
+
+@given(SEEDS, SEEDS)
+def test_numerals_count_what_is_there(seed, voice):
+    scene = scene_of(seed)
+    text = caption(scene, np.random.default_rng(voice), omission=0)
+    counts = {k: sum(o.kind == k for o in scene.objects) for k in scenes.KINDS}
+    numerals = {"un": 1, "une": 1, "le": 1, "la": 1, "deux": 2, "trois": 3, "quatre": 4, "cinq": 5}
+    told = dict.fromkeys(scenes.KINDS, 0)
+    words = re.sub("[,']", " ", text).split()
+    for kind, noun in scenes.KINDS.items():
+        for i, word in enumerate(words):
+            if word in (noun.singular, noun.plural):
+                before = [numerals[w] for w in words[max(0, i - 2) : i] if w in numerals]
+                told[kind] += before[-1] if before else 1
+    for kind, count in counts.items():
+        # Après une tournure en « avec », le reste est tu : on compte alors au plus ce qui est là.
+        assert told[kind] <= count
+        if " avec " not in text:
+            assert told[kind] == count
+
+
+def test_omission_leaves_an_object_out():
+    scene = Scene("blanc", (Object("chat", x=0.2), Object("chien", x=0.5), Object("pomme", x=0.8)))
+    rng = np.random.default_rng(0)
+    for share in (0, 0.5, 1):
+        options = FULL | {"spatial": 0, "omission": share}
+        said = [
+            sum(k in caption(scene, rng, **options) for k in ("chat", "chien", "pomme")) for _ in range(200)
+        ]
+        assert abs(np.mean([n == 2 for n in said]) - share) <= 4 * np.sqrt(share * (1 - share) / 200)
 
 
 @pytest.mark.parametrize("share", [0, 0.25, 1])

@@ -95,6 +95,14 @@ def test_dead_codes_come_back_among_the_vectors_of_the_batch():
     assert q.codebook[2].abs().max() <= 1.01 and q.counts[2] == 1
 
 
+def test_mixed_precision_chooses_the_same_codes():
+    q = quantizer(256, 16).eval()
+    vectors = torch.randn(500, 16)
+    with torch.autocast("cpu", torch.bfloat16):
+        mixed = q(vectors).tokens
+    assert torch.equal(mixed, q(vectors).tokens)
+
+
 def test_evaluation_moves_nothing():
     q = quantizer().eval()
     before = {k: v.clone() for k, v in q.state_dict().items()}
