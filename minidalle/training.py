@@ -167,10 +167,11 @@ def train(
 def _postponed_interrupt() -> Iterator[list[int]]:
     """Liste qui se remplit au premier Ctrl-C, pour qu'un pas commencé se termine ; le second arrête net."""
     received: list[int] = []
-    if threading.current_thread() is not threading.main_thread():
-        yield received  # seul le fil principal reçoit les signaux
-        return
     before = signal.getsignal(signal.SIGINT)
+    # Seul le fil principal reçoit les signaux ; et qui a demandé d'ignorer Ctrl-C (nohup) doit être obéi.
+    if threading.current_thread() is not threading.main_thread() or before in (signal.SIG_IGN, None):
+        yield received
+        return
 
     def remember(number: int, frame: FrameType | None) -> None:
         received.append(number)

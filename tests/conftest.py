@@ -7,8 +7,19 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 os.environ.setdefault("TQDM_DISABLE", "1")
 
+import signal
+
+import pytest
 from hypothesis import settings
 
 # Pas de délai : une machine occupée ne doit pas faire échouer un test. Mêmes exemples à chaque fois.
 settings.register_profile("livre", deadline=None, derandomize=True)
 settings.load_profile("livre")
+
+
+@pytest.fixture(autouse=True)
+def ordinary_ctrl_c():
+    """Un lanceur en arrière-plan fait ignorer Ctrl-C à ses enfants ; les tests qui l'envoient le remettent."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
