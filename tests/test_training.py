@@ -210,7 +210,8 @@ def test_average_weights_are_those_returned_and_evaluated():
     assert model.seen == plain.seen == 40 * 8
 
 
-def test_evaluation_does_not_disturb_training():
+@pytest.mark.parametrize("ema", [0.0, 0.9])
+def test_evaluation_does_not_disturb_training(ema):
     a, b = Line(), Line()
 
     def noisy(model):
@@ -218,8 +219,8 @@ def test_evaluation_does_not_disturb_training():
         torch.rand(100)
         return {"x": 0.0}
 
-    train(a, batches, replace(CONFIG, evaluate_every=5), evaluate=noisy)
-    train(b, batches, replace(CONFIG, evaluate_every=5))
+    train(a, batches, replace(CONFIG, evaluate_every=5, ema=ema), evaluate=noisy)
+    train(b, batches, replace(CONFIG, evaluate_every=5, ema=ema))
     assert same(weights(a), weights(b))
 
 

@@ -366,6 +366,15 @@ def test_numerals_count_what_is_there(seed, voice):
             assert told[kind] == count
 
 
+def test_after_a_relation_the_rest_is_counted():
+    squares = (Object("carré", "rouge", x=0.2, y=0.8), Object("carré", "bleu", x=0.8, y=0.8))
+    scene = Scene("blanc", (Object("chat", x=0.2, y=0.2), Object("chien", x=0.8, y=0.2), *squares))
+    assert {tell(scene, s, spatial=1, colour=0) for s in range(20)} == {
+        "un chat à gauche d'un chien, avec deux carrés",
+        "un chien à droite d'un chat, avec deux carrés",
+    }
+
+
 def test_omission_leaves_an_object_out():
     scene = Scene("blanc", (Object("chat", x=0.2), Object("chien", x=0.5), Object("pomme", x=0.8)))
     rng = np.random.default_rng(0)
