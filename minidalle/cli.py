@@ -661,10 +661,6 @@ def _credit(source: str) -> None:
     if source in _MADE:
         typer.echo(CREDIT)
 
-    if source in _MADE:
-        typer.echo(CREDIT)
-    return CREDIT
-
 
 # --- images et textes -----------------------------------------------------------------------------
 
