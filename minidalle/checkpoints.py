@@ -19,7 +19,15 @@ from minidalle.files import atomic_write
 WEIGHTS = Path(__file__).parent / "weights"
 FORMAT = "minidalle-1"  # clé des notes dans l'en-tête des fichiers
 # Nom d'un modèle dans les fichiers et sur la ligne de commande → où trouver sa classe.
-MODELS = {"vqvae": "VQVAE", "transformer": "Transformer"}
+MODELS = {
+    "pca": "PCA",
+    "autoencoder": "AutoEncoder",
+    "vae": "VAE",
+    "vqvae": "VQVAE",
+    "dvae": "DVAE",
+    "vqgan": "VQGAN",
+    "transformer": "Transformer",
+}
 
 
 def model_class(name: str) -> type[nn.Module]:

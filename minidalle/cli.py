@@ -205,7 +205,9 @@ def generate(
 _DEFAULTS = {"preset": "mini", "seed": 0, "size": 64, "vqvae": "scenes-vqvae"}
 _MEASURES = {
     "loss": "perte",
+    "reconstruction": "perte de reconstruction",
     "commitment": "engagement",
+    "kl": "divergence KL (nats)",
     "perplexity": "perplexité",
     "psnr": "PSNR (dB)",
     "codes": "codes employés",
@@ -226,12 +228,18 @@ def train(
         typer.Option("--out", metavar="DOSSIER", help="Où ranger poids, mesures et point de reprise."),
     ],
     model: Annotated[
-        str | None, typer.Argument(metavar="MODÈLE", help="« vqvae » ou « transformer ».")
+        str | None,
+        typer.Argument(
+            metavar="MODÈLE",
+            help="« autoencoder », « vae », « vqvae », « dvae », « vqgan », « transformer ».",
+        ),
     ] = None,
     data: Annotated[
         str | None,
         typer.Option(
-            "--data", metavar="SOURCE", help="« scenes », « openmoji » ou un dossier d'images légendées."
+            "--data",
+            metavar="SOURCE",
+            help="« scenes », « openmoji », « scenes+openmoji » ou un dossier d'images légendées.",
         ),
     ] = None,
     preset: Annotated[
@@ -319,7 +327,7 @@ def train(
         raise MinidalleError("Deux budgets à la fois : choisir --minutes ou --steps.")
     given = {
         "model": model,
-        "data": data if data in (None, *_MADE) else str(Path(data).resolve()),
+        "data": data if data in (None, *_MADE, _MIXED) else str(Path(data).resolve()),
         "preset": preset,
         "seed": seed,
         "size": size,
@@ -341,7 +349,7 @@ def train(
         f"Modèle : {options['model']}, {_number(sum(p.numel() for p in network.parameters()))} paramètres."
     )
     typer.echo(f"Budget : {length}, par lots de {config.batch_size}.")
-    if options["data"] not in _MADE:
+    if options["data"] not in (*_MADE, _MIXED):
         typer.echo("Un dossier n'a pas de part « test » : les mesures porteront sur les images apprises.")
     result = run(network, batches, config, out, resume=resume, evaluate=measure, label=options["model"])
     if not result.finished:
@@ -382,17 +390,20 @@ def _start(out: Path, given: dict, budget: dict) -> _Training:
     preset = recipes.preset(options["model"], options["preset"])
     chosen = {name: options[name] for name in ("seed", "precision") if name in options}
     config = replace(preset.training, **budget | chosen)
-    new = {"vqvae": _new_vqvae, "transformer": _new_transformer}[options["model"]]
+    new = _new_transformer if options["model"] == "transformer" else _new_autoencoder
     return _Training(options, config, *new(options, preset.model))
 
 
-def _new_vqvae(options: dict, sizes: dict) -> tuple["nn.Module"]:
+def _new_autoencoder(options: dict, sizes: dict) -> tuple["nn.Module"]:
     from minidalle import recipes
     from minidalle.checkpoints import load_model
 
-    init = options.get("init")
-    network = load_model(init, "vqvae")[0] if init else recipes.build_vqvae(sizes, options["seed"])
-    _check_side(options["size"], network)
+    name, side = options["model"], options["size"]
+    if init := options.get("init"):
+        network = recipes.ready(load_model(init, name)[0])
+    else:
+        network = recipes.build(name, sizes, options["seed"], side)
+    _check_side(side, network)
     return (network,)
 
 
@@ -420,8 +431,8 @@ def _recipe(training: _Training) -> tuple:
 
     options, _, network, tokenizer, vqvae = training
     source, held_out = (_open_source(options["data"], split, options["size"]) for split in ("train", "test"))
-    if options["model"] == "vqvae":
-        return recipes.image_batches(source), recipes.measure_vqvae(held_out), {}
+    if options["model"] != "transformer":
+        return recipes.image_batches(source), recipes.measure_images(held_out), {}
     pieces = (tokenizer, vqvae, network.config.text_length)
     notes = {"tokenizer": tokenizer.to_json(), "vqvae": "vqvae"}
     return recipes.token_batches(source, *pieces), recipes.measure_transformer(held_out, *pieces), notes
@@ -442,6 +453,7 @@ def _keep(out: Path, training: _Training) -> None:
 
 def _resume(out: Path, given: dict, budget: dict) -> _Training:
     """Ce que `_keep` a écrit, sauf un budget redonné ; les poids viendront du point de reprise."""
+    from minidalle import recipes
     from minidalle.checkpoints import load_model, model_class
     from minidalle.text import Tokenizer
     from minidalle.training import TrainingConfig
@@ -453,7 +465,7 @@ def _resume(out: Path, given: dict, budget: dict) -> _Training:
         saved = json.loads(path.read_text(encoding="utf-8"))
         options, config = saved["options"], TrainingConfig(**saved["training"])
         cls = model_class(options["model"])
-        network = cls(cls.Config(**saved["network"]))
+        network = recipes.ready(cls(cls.Config(**saved["network"])))
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise MinidalleError(f"« {path} » est abîmé : recommencer dans un autre dossier.") from error
     for name, value in given.items():
@@ -468,11 +480,13 @@ def _resume(out: Path, given: dict, budget: dict) -> _Training:
     return _Training(options, replace(config, **budget), network, *pieces)
 
 
-def _check_side(side: int, vqvae: "nn.Module") -> None:
-    if side % vqvae.config.factor:
-        raise MinidalleError(
-            f"Ce VQ-VAE veut un côté multiple de {vqvae.config.factor} : changer --size {side}."
-        )
+def _check_side(side: int, autoencoder: "nn.Module") -> None:
+    config = autoencoder.config
+    own = getattr(config, "size", None)
+    if own not in (None, side):
+        raise MinidalleError(f"Ce modèle connaît des images de {own} pixels : ajouter --size {own}.")
+    if own is None and side % config.factor:
+        raise MinidalleError(f"Ce modèle veut un côté multiple de {config.factor} : changer --size {side}.")
 
 
 def _lasting(name: str) -> str:
@@ -491,41 +505,55 @@ def tokens(
     image: Annotated[Path, typer.Argument(metavar="IMAGE", help="JPEG, PNG, WebP, GIF, BMP, TIFF ou PPM.")],
     model: Annotated[
         str,
-        typer.Option("--model", metavar="CHEMIN|NOM", help="VQ-VAE : un fichier, un dossier, un nom livré."),
+        typer.Option(
+            "--model", metavar="CHEMIN|NOM", help="Auto-encodeur : un fichier, un dossier, un nom livré."
+        ),
     ] = "scenes-vqvae",
     output: Output = None,
     zoom: Zoom = 4,
 ) -> None:
     """Montrer les jetons d'une image, et ce qu'il en reste.
 
-    L'image est rognée au carré et réduite à la taille que connaît le modèle. Avec -o, l'original et sa
-    reconstruction sont écrits côte à côte.
+    L'image est rognée au carré et réduite à la taille que connaît le modèle. Un auto-encodeur continu n'a pas
+    de jetons : on voit les nombres de son code. Avec -o, l'original et sa reconstruction sont écrits côte à
+    côte.
     """
     from minidalle.checkpoints import find_weights, load_model
     from minidalle.data.captioned import load_image
     from minidalle.evaluation.scores import psnr
-    from minidalle.generation import to_pixels, to_tensor
+    from minidalle.recipes import decode, encode
 
     path = output and _png_path(output)
     weights = find_weights(model)
-    vqvae, notes = load_model(weights, "vqvae")
+    autoencoder, notes = load_model(weights)
+    if not hasattr(autoencoder, "encode"):
+        raise MinidalleError(
+            f"« {model} » ne lit pas d'images : choisir un auto-encodeur, par exemple --model vqvae."
+        )
     original = load_image(image, int(notes.get("size", _DEFAULTS["size"])))
-    grid = vqvae.encode(to_tensor(original[None]))
-    copy = to_pixels(vqvae.decode(grid))[0]
-    width = len(str(int(grid.max())))
-    for row in grid[0].tolist():
-        typer.echo(" ".join(f"{token:{width}}" for token in row))
-    quality = float(psnr(original[None], copy[None])[0])
-    distinct = f"{_number(len(grid.unique()))} sur {_number(grid.numel())}"
-    typer.echo(f"Jetons distincts : {distinct}, dans un dictionnaire de {_number(vqvae.config.codes)} codes.")
-    typer.echo(f"PSNR de la reconstruction : {_number(quality)} dB.")
+    codes = encode(autoencoder, original[None])
+    copy = decode(autoencoder, codes)[0]
+    if codes.is_floating_point():
+        values = codes[0].tolist()
+        for i in range(0, len(values), 10):
+            typer.echo(" ".join(f"{value:6.2f}" for value in values[i : i + 10]))
+        typer.echo(f"Un code de {_number(len(values))} nombres, sans jetons.")
+    else:
+        width = len(str(int(codes.max())))
+        for row in codes[0].tolist():
+            typer.echo(" ".join(f"{token:{width}}" for token in row))
+        distinct = f"{_number(len(codes.unique()))} sur {_number(codes.numel())}"
+        known = _number(autoencoder.config.codes)
+        typer.echo(f"Jetons distincts : {distinct}, dans un dictionnaire de {known} codes.")
+    typer.echo(f"PSNR de la reconstruction : {_number(float(psnr(original[None], copy[None])[0]))} dB.")
     if path:
         _write_png(path, [original, copy], zoom, Modele=_model_name(weights))
 
 
 # --- data -----------------------------------------------------------------------------------------
 
-_MADE = ("scenes", "openmoji")  # sources que le projet fabrique ; toute autre est un dossier
+_MADE = ("scenes", "openmoji")  # sources que le projet fabrique
+_MIXED = "scenes+openmoji"  # leur mélange, pour entraîner ; toute autre source est un dossier
 
 
 @data_app.callback(epilog="Exemple : minidalle data show scenes -n 9 -o planche.png")
@@ -626,7 +654,7 @@ def export(
 def _open_source(name: str, split: str, size: int) -> "Source":
     from minidalle.data.sources import open_source
 
-    if name not in _MADE and not Path(name).exists():
+    if name not in (*_MADE, _MIXED) and not Path(name).exists():
         raise MinidalleError(
             f"Source « {name} » inconnue : choisir {', '.join(_MADE)} ou un dossier d'images légendées."
         )
@@ -658,7 +686,7 @@ def _credit(source: str) -> None:
     """Affiche la mention due aux dessinateurs des émojis ; les scènes en contiennent."""
     from minidalle.data.openmoji import CREDIT
 
-    if source in _MADE:
+    if source in (*_MADE, _MIXED):
         typer.echo(CREDIT)
 
 

@@ -11,12 +11,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from minidalle.checkpoints import model_class
 from minidalle.data.sources import Scenes, Source
 from minidalle.errors import MinidalleError
 from minidalle.evaluation.scores import psnr
 from minidalle.generation import pad, to_pixels, to_tensor
 from minidalle.models.transformer import Transformer, TransformerConfig
-from minidalle.models.vqvae import VQVAE, VQVAEConfig
+from minidalle.models.vqvae import VQVAE
 from minidalle.text import Tokenizer
 from minidalle.training import Batches, Metrics, TrainingConfig
 
@@ -74,12 +75,29 @@ def preset(model: str, name: str) -> Preset:
     return PRESETS[model][name]
 
 
-# --- VQ-VAE ---------------------------------------------------------------------------------------
+# --- auto-encodeurs -------------------------------------------------------------------------------
 
 
-def build_vqvae(options: dict, seed: int = 0) -> VQVAE:
-    """VQ-VAE neuf, poids initiaux tirés de `seed`."""
-    return _seeded(lambda: VQVAE(VQVAEConfig(**options)), seed)
+def build(model: str, options: dict, seed: int = 0, size: int = 64) -> nn.Module:
+    """Auto-encodeur neuf, prêt à apprendre, poids initiaux tirés de `seed`.
+
+    Args:
+        model: nom d'un auto-encodeur du livre.
+        options: champs de sa configuration.
+        size: côté des images, pour ceux dont le code est un vecteur ; les autres s'en passent.
+    """
+    cls = model_class(model)
+    sized = {"size": size} if "size" in cls.Config.__dataclass_fields__ else {}
+    return ready(_seeded(lambda: cls(cls.Config(**sized | options)), seed))
+
+
+def ready(model: nn.Module) -> nn.Module:
+    """Donne à un VQGAN l'œil dont sa perte a besoin, et qui ne fait pas partie de ses poids."""
+    if hasattr(model, "features") and model.features is None:
+        from minidalle.evaluation import perceptual
+
+        model.features = perceptual.Features.load()
+    return model
 
 
 def image_batches(source: Source) -> Batches:
@@ -87,27 +105,39 @@ def image_batches(source: Source) -> Batches:
     return lambda rng, n: (to_tensor(source.batch(rng, n)[0]),)
 
 
-def measure_vqvae(source: Source, n: int = 256, seed: int = 1) -> Callable[[VQVAE], Metrics]:
-    """Mesure un VQ-VAE sur n images fixes : PSNR moyen (dB), codes employés, perplexité sur l'ensemble."""
+def measure_images(source: Source, n: int = 256, seed: int = 1) -> Callable[[nn.Module], Metrics]:
+    """Mesure un auto-encodeur sur n images fixes.
+
+    « psnr » est en décibels, moyen ; s'il rend des jetons, « codes » compte ceux qu'il emploie et
+    « test_perplexity » est leur nombre effectif, sur l'ensemble des images.
+    """
     images, _ = source.batch(np.random.default_rng(seed), n)
 
-    def measure(vqvae: VQVAE) -> Metrics:
-        tokens = encode(vqvae, images)
-        copies = np.concatenate([to_pixels(vqvae.decode(part)) for part in tokens.split(64)])
-        shares = torch.bincount(tokens.flatten()) / tokens.numel()
-        entropy = -(shares[shares > 0] * shares[shares > 0].log()).sum()
-        return {
-            "psnr": float(psnr(images, copies).mean()),
-            "codes": int((shares > 0).sum()),
-            "test_perplexity": float(entropy.exp()),
-        }
+    def measure(model: nn.Module) -> Metrics:
+        codes = encode(model, images)
+        metrics = {"psnr": float(psnr(images, decode(model, codes)).mean())}
+        if not codes.is_floating_point():
+            shares = torch.bincount(codes.flatten()) / codes.numel()
+            entropy = -(shares[shares > 0] * shares[shares > 0].log()).sum()
+            metrics |= {"codes": int((shares > 0).sum()), "test_perplexity": float(entropy.exp())}
+        return metrics
 
     return measure
 
 
-def encode(vqvae: VQVAE, images: np.ndarray) -> Tensor:
-    """Images uint8 (B, S, S, 3) → jetons (B, h, w), par paquets pour ménager la mémoire."""
-    return torch.cat([vqvae.encode(part) for part in to_tensor(images).split(64)])
+def encode(model: nn.Module, images: np.ndarray) -> Tensor:
+    """Images uint8 (B, S, S, 3) → codes (B, …), par paquets pour ménager la mémoire."""
+    return torch.cat([model.encode(part) for part in to_tensor(images).split(64)])
+
+
+def decode(model: nn.Module, codes: Tensor) -> np.ndarray:
+    """Codes (B, …) → images uint8 (B, S, S, 3), par paquets."""
+    return np.concatenate([to_pixels(model.decode(part)) for part in codes.split(64)])
+
+
+def reconstruct(model: nn.Module, images: np.ndarray) -> np.ndarray:
+    """Ce qui reste d'images uint8 (B, S, S, 3) une fois encodées puis décodées."""
+    return decode(model, encode(model, images))
 
 
 # --- transformeur ---------------------------------------------------------------------------------

@@ -42,7 +42,8 @@ class TrainingConfig:
         warmup: pas de montée linéaire, avant une descente en cosinus.
         floor: taux final, en fraction du sommet.
         weight_decay: décroissance des poids, pour les matrices seules.
-        clip: norme maximale du gradient.
+        clip: norme maximale du gradient ; chaque joueur d'un modèle qui en a plusieurs a la sienne.
+        betas: inerties d'AdamW.
         ema: inertie de la moyenne mobile des poids, rendue à la fin ; 0 pour s'en passer.
         precision: « float32 » ou « bfloat16 » (calculs mixtes, plus rapides si le processeur les connaît).
         seed: graine de tout ce qui est tiré.
@@ -57,6 +58,7 @@ class TrainingConfig:
     floor: float = 0.02
     weight_decay: float = 0.01
     clip: float = 1.0
+    betas: tuple[float, float] = (0.9, 0.98)
     ema: float = 0.0
     precision: str = "float32"
     seed: int = 0
@@ -65,11 +67,15 @@ class TrainingConfig:
     evaluate_every: int = 1000
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "betas", tuple(self.betas))
         periods = (self.log_every, self.save_every, self.evaluate_every)
         if min(self.steps, self.batch_size, *periods) < 1 or (self.minutes or 1) <= 0:
             raise MinidalleError("Pas, durée, taille de lot et périodes doivent être positifs.")
-        if not (self.learning_rate > 0 and self.clip > 0 and self.warmup >= 0 and 0 <= self.ema < 1):
-            raise MinidalleError("Taux et écrêtage doivent être positifs, et l'inertie entre 0 et 1.")
+        inertias = (self.ema, *self.betas)
+        if not (self.learning_rate > 0 and self.clip > 0 and self.warmup >= 0):
+            raise MinidalleError("Taux et écrêtage doivent être positifs.")
+        if len(inertias) != 3 or not all(0 <= inertia < 1 for inertia in inertias):
+            raise MinidalleError("Les inerties doivent être entre 0 et 1, et `betas` en compter deux.")
         if self.precision not in ("float32", "bfloat16"):
             raise MinidalleError(f"Précision « {self.precision} » inconnue : float32 ou bfloat16.")
 
@@ -113,7 +119,9 @@ def train(
     """Entraîne `model` sur place.
 
     Args:
-        model: module dont `loss(*lot)` rend un dictionnaire de scalaires contenant « loss ».
+        model: module dont `loss(*lot)` rend un dictionnaire de scalaires contenant « loss ». S'il fait jouer
+            des adversaires, sa méthode `players()` rend les paramètres de chacun : ni l'écrêtage ni la norme
+            de l'un ne doivent dépendre de l'autre.
         batches: `batches(rng, n)` tire un lot de n exemples ; tout hasard doit venir de `rng`.
         config: réglages.
         out: dossier du point de reprise et des mesures (`metrics.csv`) ; None pour ne rien écrire.
@@ -195,7 +203,8 @@ class _Run:
             {"params": matrices, "weight_decay": config.weight_decay},
             {"params": others, "weight_decay": 0.0},
         ]
-        self.optimizer = torch.optim.AdamW(groups, lr=config.learning_rate, betas=(0.9, 0.98))
+        self.optimizer = torch.optim.AdamW(groups, lr=config.learning_rate, betas=config.betas)
+        self.players = model.players() if hasattr(model, "players") else [list(model.parameters())]
         self.average = {k: t.clone() for k, t in model.state_dict().items()} if config.ema else {}
         self.rng = np.random.default_rng(config.seed)
         self.torch_rng = torch.Generator().manual_seed(config.seed).get_state()
@@ -231,7 +240,8 @@ class _Run:
             )
         self.optimizer.zero_grad(set_to_none=True)
         losses["loss"].backward()
-        nn.utils.clip_grad_norm_(model.parameters(), config.clip)
+        for parameters in self.players:
+            nn.utils.clip_grad_norm_(parameters, config.clip)
         self.optimizer.step()
         self.result.steps += 1
         if self.average:
@@ -306,9 +316,11 @@ class _Run:
         # Changer le budget ou les périodes est permis ; changer le reste serait un autre entraînement.
         free = {"steps", "minutes", "log_every", "save_every", "evaluate_every"}
         for name, value in asdict(self.config).items():
-            if name not in free and saved.get(name) != value:
+            known = saved.get(name)
+            known = tuple(known) if isinstance(known, list) else known  # JSON n'a pas de n-uplets
+            if name not in free and known != value:
                 raise MinidalleError(
-                    f"Reprise impossible : « {name} » valait {saved.get(name)}, pas {value} ; "
+                    f"Reprise impossible : « {name} » valait {known}, pas {value} ; "
                     f"redonner la même valeur ou changer de dossier."
                 )
         self.began = time.monotonic()

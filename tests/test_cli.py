@@ -506,7 +506,7 @@ def small_recipes(monkeypatch):
         monkeypatch.setitem(recipes.PRESETS[name], "mini", recipes.Preset(sizes, config, "minuscule"))
     for name, options in {
         "build_tokenizer": {"captions": 500},
-        "measure_vqvae": {"n": 8},
+        "measure_images": {"n": 8},
         "measure_transformer": {"n": 8},
     }.items():
         monkeypatch.setattr(recipes, name, partial(getattr(recipes, name), **options))

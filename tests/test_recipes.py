@@ -15,7 +15,7 @@ SMALL = {"channels": (8, 8, 8), "codes": 16, "code_dim": 4, "blocks": 0}
 @pytest.fixture(scope="module")
 def parts():
     source = Scenes("train", 32)
-    vqvae = recipes.build_vqvae(SMALL)
+    vqvae = recipes.build("vqvae", SMALL)
     # Un premier lot remplit le dictionnaire ; sans lui, toutes les images auraient les mêmes jetons.
     vqvae.loss(*recipes.image_batches(source)(np.random.default_rng(0), 16))
     return source, vqvae.eval(), recipes.build_tokenizer(source, captions=3000)
@@ -23,7 +23,7 @@ def parts():
 
 def test_presets_build_and_unknown_ones_are_refused(parts):
     _, vqvae, tokenizer = parts
-    assert recipes.build_vqvae(recipes.preset("vqvae", "mini").model).config.codes == 256
+    assert recipes.build("vqvae", recipes.preset("vqvae", "mini").model).config.codes == 256
     options = recipes.preset("transformer", "mini").model
     built = recipes.build_transformer(options, tokenizer, vqvae, 32)
     assert built.config.grid == (4, 4) and built.config.image_vocabulary == 16
@@ -34,7 +34,7 @@ def test_presets_build_and_unknown_ones_are_refused(parts):
 
 def test_seeds_choose_the_first_weights():
     def first(seed):
-        return next(recipes.build_vqvae(SMALL, seed).parameters())
+        return next(recipes.build("vqvae", SMALL, seed).parameters())
 
     state = torch.get_rng_state()
     assert torch.equal(first(1), first(1)) and not torch.equal(first(1), first(2))
@@ -69,7 +69,7 @@ def test_some_captions_are_dropped(parts):
 
 def test_vqvae_measures(parts):
     source, vqvae, _ = parts
-    measure = recipes.measure_vqvae(source, n=8)
+    measure = recipes.measure_images(source, n=8)
     metrics = measure(vqvae)
     assert metrics == measure(vqvae)
     images, _ = source.batch(np.random.default_rng(1), 8)

@@ -42,8 +42,8 @@ def main() -> None:
 
 def make_vqvae() -> bool:
     preset = recipes.preset("vqvae", "reference")
-    vqvae = recipes.build_vqvae(preset.model)
-    measure = recipes.measure_vqvae(Scenes("test", SIZE), n=512)
+    vqvae = recipes.build("vqvae", preset.model)
+    measure = recipes.measure_images(Scenes("test", SIZE), n=512)
     result = fit("scenes-vqvae", vqvae, recipes.image_batches(Scenes("train", SIZE)), preset, measure)
     if result.finished:
         finish("scenes-vqvae", vqvae, result, preset, {"size": str(SIZE)})

@@ -1,9 +1,10 @@
-"""D'où viennent les images et leurs légendes : scènes tirées à volonté, émojis, ou dossier du lecteur.
+"""D'où viennent les images et leurs légendes : scènes tirées à volonté, émojis, dossier du lecteur, mélange.
 
 Une source rend des lots par `batch(rng, n)` : n images uint8 (n, S, S, 3) et n légendes. Tout le hasard
 vient de `rng` : même générateur, même lot.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
@@ -12,6 +13,7 @@ import numpy as np
 
 from minidalle.data import openmoji, scenes
 from minidalle.data.captioned import CaptionedImages
+from minidalle.errors import MinidalleError
 
 Batch = tuple[np.ndarray, list[str]]
 
@@ -57,15 +59,25 @@ class Scenes:
 
 
 class Emojis:
-    """Émojis sur fond blanc, légendés par leur nom."""
+    """Émojis sur fond blanc, légendés par leur nom.
 
-    def __init__(self, split: str = "train", size: int = 64) -> None:
-        self.size = size
+    Args:
+        split: « train », « test » (autres concepts) ou None.
+        size: côté des images.
+        shift: décalage maximal, en pixels, tiré pour chaque image ; le bord qui sort revient par l'autre.
+    """
+
+    def __init__(self, split: str | None = "train", size: int = 64, shift: int = 0) -> None:
+        self.size, self.shift = size, shift
         self.images, self.names = openmoji.images(split, size)
 
     def batch(self, rng: np.random.Generator, n: int) -> Batch:
         picks = rng.integers(len(self.names), size=n)
-        return self.images[picks], [self.names[i] for i in picks]
+        images = self.images[picks]
+        if self.shift:
+            moves = rng.integers(-self.shift, self.shift + 1, size=(n, 2))
+            images = np.stack([np.roll(i, move, (0, 1)) for i, move in zip(images, moves, strict=True)])
+        return images, [self.names[i] for i in picks]
 
     def captions(self, rng: np.random.Generator, n: int) -> list[str]:
         return self.batch(rng, n)[1]
@@ -91,14 +103,47 @@ class Folder:
         return picks, [texts[rng.integers(len(texts))] for texts in told]
 
 
+class Mixture:
+    """Chaque exemple vient d'une source tirée au hasard, toutes aussi probables.
+
+    Args:
+        sources: au moins une source ; toutes rendent des images de même côté.
+    """
+
+    def __init__(self, sources: Sequence[Source]) -> None:
+        self.sources = list(sources)
+        self.size = self.sources[0].size
+        if any(source.size != self.size for source in self.sources):
+            raise MinidalleError("Un mélange veut des sources de même taille.")
+
+    def batch(self, rng: np.random.Generator, n: int) -> Batch:
+        counts = self._counts(rng, n)
+        parts = [s.batch(rng, count) for s, count in zip(self.sources, counts, strict=True) if count]
+        order = rng.permutation(n)
+        captions = [text for _, texts in parts for text in texts]
+        return np.concatenate([images for images, _ in parts])[order], [captions[i] for i in order]
+
+    def captions(self, rng: np.random.Generator, n: int) -> list[str]:
+        counts = self._counts(rng, n)
+        texts = [t for s, c in zip(self.sources, counts, strict=True) if c for t in s.captions(rng, c)]
+        return [texts[i] for i in rng.permutation(n)]
+
+    def _counts(self, rng: np.random.Generator, n: int) -> list[int]:
+        shares = np.full(len(self.sources), 1 / len(self.sources))
+        return rng.multinomial(n, shares).tolist()
+
+
 def open_source(name: str, split: str = "train", size: int = 64) -> Source:
     """Source désignée par « scenes », « openmoji » ou le chemin d'un dossier d'images légendées.
 
-    Un dossier n'a pas de découpage : `split` y est sans effet.
+    « scenes+openmoji » désigne le mélange des deux. Un dossier n'a pas de découpage : `split` y est sans
+    effet.
 
     Raises:
         MinidalleError: dossier absent ou mal formé.
     """
+    if name == "scenes+openmoji":
+        return Mixture([Scenes(split, size), Emojis(split, size)])
     if name == "scenes":
         return Scenes(split, size)
     if name == "openmoji":

@@ -1,8 +1,37 @@
-"""L'encodeur et le décodeur convolutifs que partagent les auto-encodeurs du livre."""
+"""Ce que partagent les auto-encodeurs du livre : blocs de convolution, encodeurs, décodeurs, vérifications."""
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor, nn
+
+from minidalle.errors import MinidalleError
+
+
+def check_images(images: Tensor, factor: int = 1, size: int | None = None, *, empty: bool = True) -> None:
+    """Refuse ce qu'un auto-encodeur ne saurait lire.
+
+    Args:
+        images: (B, 3, H, W).
+        factor: H et W doivent en être des multiples.
+        size: s'il est donné, H et W doivent valoir `size`.
+        empty: accepter un lot sans image.
+
+    Raises:
+        MinidalleError: forme, côté ou pixels impossibles.
+    """
+    shape = tuple(images.shape)
+    if images.ndim != 4 or shape[1] != 3 or min(shape[2:]) < 1 or shape[2] % factor or shape[3] % factor:
+        raise MinidalleError(f"Images de forme {shape} : il faut (B, 3, H, W), H et W multiples de {factor}.")
+    if size is not None and shape[2:] != (size, size):
+        raise MinidalleError(
+            f"Images de {shape[2]} × {shape[3]} pixels : ce modèle en veut {size} × {size}, les redimensionner."
+        )
+    if not empty and not len(images):
+        raise MinidalleError("Lot vide : donner au moins une image.")
+    # Un seul pixel infini ou non numérique rend la somme non finie.
+    if not torch.isfinite(images.sum()):
+        raise MinidalleError("Des pixels ne sont pas des nombres finis : vérifier la lecture des images.")
 
 
 class ResidualBlock(nn.Module):
@@ -63,6 +92,53 @@ class Decoder(nn.Module):
 
     def forward(self, grid: Tensor) -> Tensor:
         return self.layers(grid)
+
+
+class VectorEncoder(nn.Module):
+    """Image (B, 3, S, S) → vecteur (B, out) : un `Encoder`, puis une couche linéaire.
+
+    Args:
+        channels: largeur de chaque étage.
+        size: côté S des images, multiple de 2 puissance le nombre d'étages.
+        out: nombre de coordonnées.
+        blocks: blocs résiduels du dernier étage.
+        thin: canaux de la grille juste avant la couche linéaire ; peu, pour qu'elle reste petite.
+    """
+
+    def __init__(self, channels: Sequence[int], size: int, out: int, blocks: int = 2, thin: int = 16) -> None:
+        super().__init__()
+        side = _grid_side(channels, size)
+        self.layers = nn.Sequential(
+            Encoder(channels, thin, blocks), nn.Flatten(), nn.Linear(thin * side * side, out)
+        )
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.layers(images)
+
+
+class VectorDecoder(nn.Module):
+    """Le miroir de `VectorEncoder` : vecteur (B, code_dim) → image (B, 3, S, S)."""
+
+    def __init__(
+        self, channels: Sequence[int], size: int, code_dim: int, blocks: int = 2, thin: int = 16
+    ) -> None:
+        super().__init__()
+        side = _grid_side(channels, size)
+        self.layers = nn.Sequential(
+            nn.Linear(code_dim, thin * side * side),
+            nn.Unflatten(1, (thin, side, side)),
+            Decoder(channels, thin, blocks),
+        )
+
+    def forward(self, codes: Tensor) -> Tensor:
+        return self.layers(codes)
+
+
+def _grid_side(channels: Sequence[int], size: int) -> int:
+    factor = 2 ** len(channels)
+    if size < factor or size % factor:
+        raise MinidalleError(f"Côté d'image {size} impossible : choisir un multiple de {factor}.")
+    return size // factor
 
 
 def _blocks(stage: int, channels: Sequence[int], blocks: int) -> int:
