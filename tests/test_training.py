@@ -240,6 +240,39 @@ def test_gradients_are_clipped():
     assert norm == pytest.approx(0.5, abs=1e-3)
 
 
+def test_each_player_is_clipped_alone():
+    class Duel(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.calm, self.wild = (nn.Parameter(torch.zeros(4)) for _ in range(2))
+            self.seen = []
+
+        def players(self):
+            return [[self.calm], [self.wild]]
+
+        def loss(self, x, y):
+            if self.calm.grad is not None:
+                self.seen.append((self.calm.grad.norm().item(), self.wild.grad.norm().item()))
+            return {"loss": 0.1 * self.calm.sum() + 1e4 * self.wild.sum()}
+
+    model = Duel()
+    train(model, batches, replace(CONFIG, steps=3, clip=0.5))
+    assert model.seen == [(pytest.approx(0.2), pytest.approx(0.5))] * 2
+
+
+def test_betas_are_those_of_the_optimiser(monkeypatch):
+    seen = []
+
+    class Spy(torch.optim.AdamW):
+        def __init__(self, groups, **options):
+            seen.append(options["betas"])
+            super().__init__(groups, **options)
+
+    monkeypatch.setattr(torch.optim, "AdamW", Spy)
+    train(Line(), batches, replace(CONFIG, steps=1, betas=[0.5, 0.9]))
+    assert seen == [(0.5, 0.9)]
+
+
 def test_matrices_decay_and_biases_do_not():
     class Flat(nn.Module):
         def __init__(self):

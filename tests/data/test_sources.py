@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 
 from minidalle.data import openmoji, scenes
-from minidalle.data.sources import Emojis, Folder, Scenes, open_source
+from minidalle.data.sources import Emojis, Folder, Mixture, Scenes, open_source
 from minidalle.errors import MinidalleError
 
 
@@ -17,7 +17,7 @@ def folder(tmp_path):
     return tmp_path
 
 
-@pytest.mark.parametrize("name", ["scenes", "openmoji", "dossier"])
+@pytest.mark.parametrize("name", ["scenes", "openmoji", "scenes+openmoji", "dossier"])
 def test_batches_depend_on_the_generator_alone(name, folder):
     source = open_source(str(folder) if name == "dossier" else name, size=32)
     (a, words), (b, same), (c, _) = (source.batch(np.random.default_rng(s), 6) for s in (3, 3, 4))
@@ -37,6 +37,44 @@ def test_scenes_pass_their_options_on():
 def test_emojis_of_one_split_only():
     _, names = Emojis("test", 16).batch(np.random.default_rng(0), 40)
     assert {openmoji.split_of(openmoji.find(name)) for name in names} == {"test"}
+
+
+def test_a_shift_moves_emojis_within_its_bound():
+    still, moved = Emojis("test", 32), Emojis("test", 32, shift=2)
+    images, names = moved.batch(np.random.default_rng(2), 40)
+    seen = set()
+    for image, name in zip(images, names, strict=True):
+        original = still.images[still.names.index(name)]
+        places = [
+            (i, j)
+            for i in range(-2, 3)
+            for j in range(-2, 3)
+            if np.array_equal(np.roll(original, (i, j), (0, 1)), image)
+        ]
+        assert places
+        seen.update(places)
+    assert {i for i, _ in seen} == {j for _, j in seen} == {-2, -1, 0, 1, 2}
+
+
+def test_a_mixture_pairs_images_with_their_captions_and_is_even():
+    class Plain:
+        size = 8
+
+        def __init__(self, shade):
+            self.shade = shade
+
+        def batch(self, rng, n):
+            return np.full((n, 8, 8, 3), self.shade, np.uint8), self.captions(rng, n)
+
+        def captions(self, rng, n):
+            return [str(self.shade)] * n
+
+    images, captions = Mixture([Plain(3), Plain(200)]).batch(np.random.default_rng(0), 400)
+    assert [str(shade) for shade in images[:, 0, 0, 0]] == captions
+    assert 150 < captions.count("3") < 250
+    assert len(set(captions[:20])) == 2  # mêlées, non bout à bout
+    with pytest.raises(MinidalleError, match="même taille"):
+        Mixture([Plain(3), Scenes(size=16)])
 
 
 def test_folder_pairs_each_image_with_one_of_its_captions(folder):

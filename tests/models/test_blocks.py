@@ -3,7 +3,15 @@
 import pytest
 import torch
 
-from minidalle.models.blocks import Decoder, Encoder, ResidualBlock
+from minidalle.errors import MinidalleError
+from minidalle.models.blocks import (
+    Decoder,
+    Encoder,
+    ResidualBlock,
+    VectorDecoder,
+    VectorEncoder,
+    check_images,
+)
 
 
 @pytest.mark.parametrize("channels", [(8,), (8, 12), (8, 12, 16)])
@@ -38,3 +46,51 @@ def test_outputs_take_both_signs():
     image = Decoder((8, 12), 5)(torch.randn(4, 5, 4, 4))
     for output in (grid, image):
         assert output.min() < 0 < output.max()
+
+
+@pytest.mark.parametrize("size", [8, 16, 24])
+def test_vectors_come_from_and_become_whole_images(size):
+    torch.manual_seed(0)
+    encoder, decoder = VectorEncoder((6, 8), size, 5, 1), VectorDecoder((6, 8), size, 4, 1)
+    images = torch.rand(3, 3, size, size)
+    codes = encoder(images)
+    assert codes.shape == (3, 5) and decoder(torch.randn(3, 4)).shape == images.shape
+    corner = images.clone()
+    corner[:, :, -1, -1] += 5  # chaque coordonnée voit toute l'image
+    assert (encoder(corner) != codes).any(0).all()
+
+
+@pytest.mark.parametrize("size", [0, 2, 10])
+def test_vectors_refuse_sides_they_cannot_halve(size):
+    with pytest.raises(MinidalleError, match="multiple de 4"):
+        VectorEncoder((6, 8), size, 5)
+
+
+@pytest.mark.parametrize(
+    "shape, options, said",
+    [
+        ((3, 16, 16), {}, "forme"),
+        ((2, 1, 16, 16), {}, "forme"),
+        ((2, 3, 12, 16), {"factor": 8}, "multiples de 8"),
+        ((2, 3, 16, 12), {"factor": 8}, "multiples de 8"),
+        ((2, 3, 0, 16), {"factor": 8}, "forme"),
+        ((2, 3, 16, 8), {"size": 16}, "16 × 16, les redimensionner"),
+        ((0, 3, 16, 16), {"empty": False}, "Lot vide"),
+    ],
+)
+def test_impossible_images_are_refused(shape, options, said):
+    with pytest.raises(MinidalleError, match=said):
+        check_images(torch.zeros(shape), **options)
+
+
+@pytest.mark.parametrize("pixel", [float("nan"), float("inf"), -float("inf")])
+def test_pixels_that_are_not_numbers_are_refused(pixel):
+    images = torch.rand(2, 3, 8, 8)
+    check_images(images, 8, 8, empty=False)
+    images[1, 2, 3, 4] = pixel
+    with pytest.raises(MinidalleError, match="nombres finis"):
+        check_images(images)
+
+
+def test_an_empty_batch_is_an_image_batch():
+    check_images(torch.zeros(0, 3, 16, 16), 8)
