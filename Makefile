@@ -23,13 +23,14 @@ help: ## affiche cette liste
 install: $(INSTALLED) ## installe les paquets et minidalle dans .venv (environ 6 Go)
 	@echo "minidalle est installé : $(BIN)/minidalle --help"
 
-$(INSTALLED): requirements.txt pyproject.toml
+$(INSTALLED): requirements.txt requirements-pairs.txt pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
 	  echo "Il faut Python 3.11 ou plus récent : make $(or $(MAKECMDGOALS),install) PYTHON=/chemin/vers/python3.12"; exit 1; }
 	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { \
 	  echo "Il manque le module venv de Python : sudo apt-get install python3-venv"; exit 1; }
 	@$(BIN)/python -m pip --version >/dev/null 2>&1 || { rm -rf $(VENV); $(PYTHON) -m venv $(VENV); }
 	$(BIN)/python -m pip install --disable-pip-version-check -r requirements.txt
+	$(BIN)/python -m pip install --disable-pip-version-check --no-deps -r requirements-pairs.txt
 	$(BIN)/python -m pip install --disable-pip-version-check -e .
 	@touch $@
 

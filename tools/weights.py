@@ -7,7 +7,8 @@ import argparse
 import hashlib
 import os
 import sys
-from dataclasses import asdict
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
@@ -15,48 +16,104 @@ from torch import nn
 
 from minidalle import recipes
 from minidalle.checkpoints import WEIGHTS, load_model, save_model
-from minidalle.data.sources import Scenes
+from minidalle.data.sources import Emojis, Mixture, Scenes, Source
 from minidalle.files import atomic_write
 from minidalle.plots import french
 from minidalle.training import Result, train
 
 RUNS = Path("runs")
 SIZE = 64
-DATA = (
-    "scènes de `minidalle.data.scenes`, part « train », tirées à neuf à chaque pas, 64 × 64 pixels ; "
-    "leurs émojis viennent d'OpenMoji (openmoji.org, CC BY-SA 4.0)"
-)
+DATA = {
+    "scenes": "scènes de `minidalle.data.scenes`, part « train », tirées à neuf à chaque pas, 64 × 64 pixels ; "
+    "leurs émojis viennent d'OpenMoji (openmoji.org, CC BY-SA 4.0)",
+    "mélange": "pour moitié des scènes de `minidalle.data.scenes`, tirées à neuf à chaque pas, pour moitié des émojis "
+    "d'OpenMoji (openmoji.org, CC BY-SA 4.0) décalés de 6 pixels au plus ; parts « train », 64 × 64 pixels",
+}
+
+MEASURED = {
+    "scenes": "Mesures sur 512 scènes de la part « test » (combinaisons jamais vues), poids moyens :",
+    "mélange": "Mesures de la part « test », poids moyens : 512 scènes (combinaisons jamais vues), 512 émojis "
+    "(concepts jamais vus, avec répétitions) ; les codes se comptent sur 1000 images des deux sortes :",
+}
+
+
+@dataclass(frozen=True)
+class Stage:
+    """Un auto-encodeur à entraîner.
+
+    Attributes:
+        model: nom du modèle ; ses réglages sont ceux de son préréglage « reference ».
+        data: clé de `DATA`.
+        init: poids livrés dont partir, s'il ne part pas de zéro.
+        changes: réglages d'entraînement qui diffèrent du préréglage.
+    """
+
+    model: str
+    data: str = "mélange"
+    init: str | None = None
+    changes: dict | None = None
+
+
+AUTOENCODERS = {
+    "scenes-vqvae": Stage("vqvae", "scenes"),
+    "autoencoder": Stage("autoencoder"),
+    "vae": Stage("vae"),
+    "vqvae": Stage("vqvae", init="scenes-vqvae", changes={"steps": 20_000, "learning_rate": 1.5e-3}),
+    "dvae": Stage("dvae"),
+    "vqgan": Stage("vqgan"),
+}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("stage", choices=["scenes-vqvae", "scenes", "tout"], nargs="?", default="tout")
+    parser.add_argument("stage", choices=[*STAGES, "tout"], nargs="?", default="tout", metavar="ÉTAPE")
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1, help="fils de calcul")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    stages = {"scenes-vqvae": make_vqvae, "scenes": make_transformer}
-    for name, make in stages.items():
-        if options.stage in (name, "tout") and not make():
+    for name, make in STAGES.items():
+        if options.stage in (name, "tout") and not make(name):
             sys.exit(130)  # interrompu : l'étape suivante partirait de poids périmés
 
 
-def make_vqvae() -> bool:
-    preset = recipes.preset("vqvae", "reference")
-    vqvae = recipes.build("vqvae", preset.model)
-    measure = recipes.measure_images(Scenes("test", SIZE), n=512)
-    result = fit("scenes-vqvae", vqvae, recipes.image_batches(Scenes("train", SIZE)), preset, measure)
+def make_autoencoder(name: str) -> bool:
+    stage = AUTOENCODERS[name]
+    preset = recipes.preset(stage.model, "reference")
+    preset = replace(preset, training=replace(preset.training, **stage.changes or {}))
+    if stage.init:
+        model = recipes.ready(load_model(stage.init, stage.model)[0])
+    else:
+        model = recipes.build(stage.model, preset.model, size=SIZE)
+    result = fit(name, model, recipes.image_batches(source(stage.data)), preset, measure(stage.data))
     if result.finished:
-        finish("scenes-vqvae", vqvae, result, preset, {"size": str(SIZE)})
+        finish(name, model, result, preset, {"size": str(SIZE)}, stage.data, stage.init)
     return result.finished
 
 
-def make_transformer() -> bool:
+def source(data: str) -> Source:
+    scenes = Scenes("train", SIZE)
+    return scenes if data == "scenes" else Mixture([scenes, Emojis("train", SIZE, shift=6)])
+
+
+def measure(data: str) -> Callable[[nn.Module], dict[str, float]]:
+    """Mesures sur ce qui est réservé au test ; les codes d'un mélange se comptent sur le mélange."""
+    on_scenes = recipes.measure_images(Scenes("test", SIZE), n=512)
+    if data == "scenes":
+        return on_scenes
+    emojis = Emojis("test", SIZE)
+    on_emojis = recipes.measure_images(emojis, n=512)
+    on_both = recipes.measure_images(Mixture([Scenes("test", SIZE), emojis]), n=1000)
+    return lambda model: (
+        on_both(model) | {"psnr": on_scenes(model)["psnr"], "emoji_psnr": on_emojis(model)["psnr"]}
+    )
+
+
+def make_transformer(name: str) -> bool:
     preset = recipes.preset("transformer", "reference")
     vqvae, _ = load_model("scenes-vqvae", "vqvae")
     # Un transformeur ne reprend pas sur d'autres yeux que les siens.
-    eyes, known = digest(WEIGHTS / "scenes-vqvae.safetensors"), RUNS / "scenes" / "vqvae.sha256"
+    eyes, known = digest(WEIGHTS / "scenes-vqvae.safetensors"), RUNS / name / "vqvae.sha256"
     if known.exists() and known.read_text() != eyes:
-        sys.exit(f"Le VQ-VAE a changé depuis le début de cet entraînement : effacer {RUNS / 'scenes'}.")
+        sys.exit(f"Le VQ-VAE a changé depuis le début de cet entraînement : effacer {RUNS / name}.")
     with atomic_write(known, "w") as file:
         file.write(eyes)
     source = Scenes("train", SIZE)
@@ -65,11 +122,14 @@ def make_transformer() -> bool:
     length = transformer.config.text_length
     measure = recipes.measure_transformer(Scenes("test", SIZE), tokenizer, vqvae, length, n=512)
     batches = recipes.token_batches(source, tokenizer, vqvae, length)
-    result = fit("scenes", transformer, batches, preset, measure)
+    result = fit(name, transformer, batches, preset, measure)
     if result.finished:
         notes = {"tokenizer": tokenizer.to_json(), "vqvae": "scenes-vqvae"}
-        finish("scenes", transformer, result, preset, notes)
+        finish(name, transformer, result, preset, notes, "scenes")
     return result.finished
+
+
+STAGES = dict.fromkeys(AUTOENCODERS, make_autoencoder) | {"scenes": make_transformer}
 
 
 def fit(name: str, model: nn.Module, batches, preset: recipes.Preset, measure) -> Result:
@@ -79,13 +139,20 @@ def fit(name: str, model: nn.Module, batches, preset: recipes.Preset, measure) -
 
 
 def finish(
-    name: str, model: nn.Module, result: Result, preset: recipes.Preset, notes: dict[str, str]
+    name: str,
+    model: nn.Module,
+    result: Result,
+    preset: recipes.Preset,
+    notes: dict[str, str],
+    data: str,
+    init: str | None = None,
 ) -> None:
     """Écrit les poids et leur notice."""
     path = WEIGHTS / f"{name}.safetensors"
-    save_model(path, model, half=True, **notes)
+    minutes = french(result.history[-1]["seconds"] / 60, 2)
+    save_model(path, model, half=True, minutes=minutes, **notes)
     with atomic_write(path.with_suffix(".md"), "w") as file:
-        file.write(card(name, model, result, preset, path))
+        file.write(card(name, model, result, preset, path, data, init))
     print(f"{path} : {french(path.stat().st_size / 1e6)} Mo")
 
 
@@ -98,7 +165,15 @@ def listed(settings: dict) -> str:
     return f"`{', '.join(f'{k}={v}' for k, v in settings.items())}`"
 
 
-def card(name: str, model: nn.Module, result: Result, preset: recipes.Preset, path: Path) -> str:
+def card(
+    name: str,
+    model: nn.Module,
+    result: Result,
+    preset: recipes.Preset,
+    path: Path,
+    data: str,
+    init: str | None,
+) -> str:
     """Notice du modèle, en Markdown."""
     training = asdict(preset.training)
     settings = {k: v for k, v in training.items() if v is not None and k not in ("steps", "seed")}
@@ -109,7 +184,8 @@ def card(name: str, model: nn.Module, result: Result, preset: recipes.Preset, pa
         f"- **Modèle** : {kind}, {french(sum(p.numel() for p in model.parameters()))} paramètres, "
         f"flottants sur 16 bits ({french(path.stat().st_size / 1e6)} Mo).",
         f"- **Configuration** : {listed(asdict(model.config))}.",
-        f"- **Données** : {DATA}.",
+        f"- **Données** : {DATA[data]}.",
+        f"- **Départ** : {f'les poids `{init}`' if init else 'poids tirés au hasard'}.",
         f"- **Commande** : `make weights` (étape `python tools/weights.py {name}`), "
         f"{french(result.steps)} pas, graine {training['seed']}.",
         f"- **Réglages** : {listed(settings)}.",
@@ -119,13 +195,15 @@ def card(name: str, model: nn.Module, result: Result, preset: recipes.Preset, pa
         "- **Licence** : CC BY-SA 4.0, celle des dessins d'OpenMoji qu'il a appris.",
         "- **Usage** : le monde du livre seulement, ses mots et ses objets. Il ne sait rien d'autre.",
         "",
-        "Mesures sur 512 scènes de la part « test » (combinaisons jamais vues), poids moyens :",
+        MEASURED[data],
         "",
     ]
     names = {
         "step": "pas",
         "loss": "perte d'entraînement",
-        "psnr": "PSNR (dB)",
+        "psnr": "PSNR, scènes (dB)",
+        "kl": "KL (nats par image)",
+        "emoji_psnr": "PSNR, émojis (dB)",
         "codes": "codes employés",
         "test_perplexity": "perplexité des codes",
         "test_loss": "perte de test (nats par jeton)",
