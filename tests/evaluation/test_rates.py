@@ -1,10 +1,13 @@
 """Bits par image."""
 
+import io
+
 import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 
 from minidalle.errors import MinidalleError
 from minidalle.evaluation.rates import rounded, through_codec
@@ -42,6 +45,13 @@ def test_each_image_comes_back_in_its_place(codec, n):
     copies, bits = through_codec(images, codec, 95)
     assert copies.shape == images.shape and np.abs(copies.astype(int) - images).max() <= 4
     assert bits > 0
+
+
+def test_bits_are_those_of_the_file():
+    image = np.random.default_rng(0).integers(0, 256, (1, 16, 16, 3)).astype(np.uint8)
+    file = io.BytesIO()
+    Image.fromarray(image[0]).save(file, "JPEG", quality=40)
+    assert through_codec(image, "JPEG", 40)[1] == 8 * len(file.getvalue())
 
 
 @pytest.mark.parametrize("codec", ["JPEG", "WEBP"])
