@@ -392,6 +392,33 @@ def test_tokens_refuses_bad_images(model, image, output, expected):
     assert expected in fail("tokens", image, "--model", model / "vqvae.safetensors", "-o", output)
 
 
+def test_tokens_reads_images_of_every_kind(model):
+    """Un même damier sous toutes ses formes : mêmes jetons, qu'il soit transparent, gris ou retourné."""
+    side = np.indices((SIDE, SIDE)).sum(0) // 4 % 2
+    grey = Image.fromarray((side * 255).astype(np.uint8))
+    grey.save("gris.png")
+    grey.convert("RGB").save("rvb.tif")
+    grey.convert("CMYK").save("cmjn.tif")
+    Image.fromarray((side * 65535).astype(np.uint16)).save("16bits.png")
+    alpha = Image.new("RGBA", (SIDE, SIDE), "black")
+    alpha.putalpha(Image.fromarray(((1 - side) * 255).astype(np.uint8)))
+    alpha.save("transparent.png")
+    exif = Image.Exif()
+    exif[0x0112] = 8  # à redresser d'un quart de tour
+    grey.transpose(Image.Transpose.ROTATE_270).save("tourne.png", exif=exif)
+    weights = model / "vqvae.safetensors"
+    names = ("gris.png", "rvb.tif", "cmjn.tif", "16bits.png", "transparent.png", "tourne.png")
+    outputs = {name: succeed("tokens", name, "--model", weights).stdout for name in names}
+    assert len(set(outputs.values())) == 1, outputs
+    Image.new("RGB", (1, 1), "blue").save("point.png")
+    assert len(succeed("tokens", "point.png", "--model", weights).stdout.splitlines()) == 4 + 2
+
+
+def test_tokens_refuses_a_model_that_reads_no_image(model):
+    Image.new("RGB", (50, 50), "red").save("bonne.png")
+    assert "choisir un auto-encodeur" in fail("tokens", "bonne.png", "--model", model / "model.safetensors")
+
+
 # --- data -----------------------------------------------------------------------------------------
 
 
