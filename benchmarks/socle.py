@@ -1,6 +1,6 @@
-"""Socle : dessiner des scènes, quantifier des vecteurs, écrire une image jeton par jeton.
+"""Socle : dessiner des scènes, écrire une image jeton par jeton.
 
-Exemple : python benchmarks/socle.py quantiser --quick
+Exemple : python benchmarks/socle.py scenes --quick
 """
 
 import dataclasses
@@ -134,55 +134,6 @@ def pillow_texture(texture: str, side: int, colour: tuple[int, int, int]):
                 x, y = (i + shift) * step, (j + shift) * step
                 draw.ellipse([x - 0.2 * step, y - 0.2 * step, x + 0.2 * step, y + 0.2 * step], pale)
     return tile
-
-
-# --- quantiser ------------------------------------------------------------------------------------
-
-
-@bench.row("quantiser")
-def quantiser(run: Run) -> None:
-    """Une passe avant d'entraînement : plus proche code, moyenne mobile du dictionnaire, engagement."""
-    peers = run.peer("vector_quantize_pytorch")
-    import torch
-
-    from minidalle.models.vqvae import VectorQuantizer
-
-    count, dim, codes, decay = 4096, 64, 1024, 0.98
-    torch.manual_seed(0)
-    vectors = torch.randn(count, dim, requires_grad=True)
-    # Le même travail : passage direct simple, aucun code remis en jeu, ni l'un ni l'autre ne saute d'étape.
-    ours = VectorQuantizer(codes, dim, decay=decay, dead_below=0)
-    peer = peers.VectorQuantize(
-        dim, codes, decay=decay, threshold_ema_dead_code=0, rotation_trick=False, commitment_weight=1.0
-    )
-    start = torch.randn(codes, dim)
-    with torch.no_grad():
-        ours.started.fill_(True)
-        for ours_buffer, peer_buffer, value in (
-            (ours.codebook, peer._codebook.embed, start),
-            (ours.sums, peer._codebook.embed_avg, start),
-            (ours.counts, peer._codebook.cluster_size, torch.ones(codes)),
-        ):
-            ours_buffer.copy_(value)
-            peer_buffer.copy_(value[None])
-
-    quantized = ours(vectors)
-    peer_vectors, peer_tokens, peer_commitment = peer(vectors[None])
-    same = (quantized.tokens == peer_tokens[0]).float().mean().item()
-    if same < 0.999 or not torch.allclose(quantized.commitment, peer_commitment, rtol=1e-4):
-        raise RuntimeError(
-            f"Les deux quantificateurs ne font pas le même travail ({same:.1%} de codes communs)."
-        )
-    torch.testing.assert_close(ours.codebook, peer.codebook, rtol=1e-3, atol=1e-3)
-    torch.testing.assert_close(quantized.vectors, peer_vectors[0], rtol=1e-3, atol=1e-3)
-    run.compare(
-        "quantiser",
-        ours=lambda: ours(vectors),
-        peer=lambda: peer(vectors[None]),
-        peer_name="vector-quantize-pytorch",
-        unit="vecteurs/s",
-        work=count,
-    )
 
 
 # --- generate-1 -----------------------------------------------------------------------------------

@@ -32,6 +32,34 @@ class Preset:
 
 
 PRESETS = {
+    "autoencoder": {
+        "mini": Preset(
+            {},
+            TrainingConfig(steps=600, batch_size=32, learning_rate=2e-3, warmup=50),
+            "une minute d'un cœur : assez pour voir apprendre",
+        ),
+        "reference": Preset(
+            {},
+            TrainingConfig(
+                steps=15_000, batch_size=32, learning_rate=2e-3, warmup=200, ema=0.999, precision="bfloat16"
+            ),
+            "les poids livrés : un quart d'heure d'un cœur récent",
+        ),
+    },
+    "vae": {
+        "mini": Preset(
+            {"beta_warmup": 200},
+            TrainingConfig(steps=600, batch_size=32, learning_rate=2e-3, warmup=50),
+            "une minute d'un cœur : assez pour voir apprendre",
+        ),
+        "reference": Preset(
+            {},
+            TrainingConfig(
+                steps=15_000, batch_size=32, learning_rate=2e-3, warmup=200, ema=0.999, precision="bfloat16"
+            ),
+            "les poids livrés : un quart d'heure d'un cœur récent",
+        ),
+    },
     "vqvae": {
         "mini": Preset(
             {"channels": (32, 48, 64), "codes": 256, "blocks": 1},
@@ -44,6 +72,20 @@ PRESETS = {
                 steps=18_000, batch_size=32, learning_rate=2e-3, warmup=200, ema=0.999, precision="bfloat16"
             ),
             "les poids livrés : une demi-heure d'un cœur récent",
+        ),
+    },
+    "dvae": {
+        "mini": Preset(
+            {"codes": 256, "kl_steps": 100, "anneal_steps": 300},
+            TrainingConfig(steps=400, batch_size=32, learning_rate=2e-3, warmup=50),
+            "une minute d'un cœur : assez pour voir apprendre",
+        ),
+        "reference": Preset(
+            {"anneal_steps": 8000},
+            TrainingConfig(
+                steps=10_000, batch_size=32, learning_rate=2e-3, warmup=300, ema=0.999, precision="bfloat16"
+            ),
+            "les poids livrés : une petite heure d'un cœur récent",
         ),
     },
     "transformer": {

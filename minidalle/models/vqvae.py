@@ -1,18 +1,23 @@
 """VQ-VAE : une image devient une petite grille de numéros pris dans un dictionnaire appris.
 
 Source : van den Oord, Vinyals et Kavukcuoglu, « Neural Discrete Representation Learning » (2017) ;
-dictionnaire suivi par moyenne mobile (annexe A.1 de l'article), codes morts remis en jeu.
+dictionnaire appris par gradient, ou suivi par moyenne mobile (annexe A.1), codes morts remis en jeu.
 """
 
+import warnings
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
+from scipy.cluster.vq import kmeans2
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from minidalle.errors import MinidalleError
-from minidalle.models.blocks import Decoder, Encoder
+from minidalle.models.blocks import Decoder, Encoder, check_images
+
+INITS = ("batch", "kmeans", "normal", "uniform")
+_ROWS = 512  # vecteurs comparés à la fois aux codes : les distances restent dans le cache
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,8 +30,7 @@ class VQVAEConfig:
         codes: nombre K d'entrées du dictionnaire.
         code_dim: dimension D d'une entrée.
         commitment: poids β de la perte d'engagement.
-        decay: inertie γ de la moyenne mobile du dictionnaire.
-        dead_below: un code dont l'effectif moyen par lot tombe sous ce seuil est remis en jeu ; 0 pour jamais.
+        decay, dead_below, init: voir `VectorQuantizer`.
     """
 
     channels: tuple[int, ...] = (48, 64, 128)
@@ -36,11 +40,13 @@ class VQVAEConfig:
     commitment: float = 0.25
     decay: float = 0.98
     dead_below: float = 0.05
+    init: str = "batch"
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "channels", tuple(self.channels))
-        if min(self.codes, self.code_dim, *self.channels) < 1 or not self.channels:
-            raise MinidalleError("Un VQ-VAE veut au moins un étage, un canal, un code et une dimension.")
+        if not self.channels or min(self.channels) < 1 or self.blocks < 0 or self.commitment < 0:
+            raise MinidalleError("Un VQ-VAE veut au moins un étage, un canal, et un engagement positif.")
+        _check_codebook(self.codes, self.code_dim, self.decay, self.dead_below, self.init)
 
     @property
     def factor(self) -> int:
@@ -48,85 +54,131 @@ class VQVAEConfig:
         return 2 ** len(self.channels)
 
 
+def straight_through(vectors: Tensor, codes: Tensor) -> Tensor:
+    """Passage direct : la valeur est celle des codes, le gradient va tel quel aux vecteurs."""
+    return vectors + (codes - vectors).detach()
+
+
+def commitment_loss(vectors: Tensor, codes: Tensor) -> Tensor:
+    """Moyenne de (z − sg[e])² : n'attire que les vecteurs, vers leurs codes."""
+    return F.mse_loss(vectors, codes.detach())
+
+
+def codebook_loss(vectors: Tensor, codes: Tensor) -> Tensor:
+    """Moyenne de (sg[z] − e)² : même valeur, mais n'attire que les codes, vers leurs vecteurs."""
+    return F.mse_loss(codes, vectors.detach())
+
+
+def reconstruction_loss(painted: Tensor, images: Tensor) -> Tensor:
+    """L1 + L2 : la première garde les contours nets, la seconde punit les grosses fautes de couleur."""
+    return F.l1_loss(painted, images) + F.mse_loss(painted, images)
+
+
 class Quantized(NamedTuple):
-    """Ce que rend le quantificateur.
+    """Ce que rend le quantificateur ; les trois derniers sont des scalaires."""
 
-    vectors: (..., D), égaux aux codes choisis ; leur gradient passe tel quel à l'entrée.
-    tokens: (...), int64 dans [0, K).
-    commitment: scalaire, erreur quadratique moyenne entre l'entrée et les codes choisis, sans β.
-    perplexity: scalaire entre 1 et K, nombre effectif de codes dans ce lot.
-    """
-
-    vectors: Tensor
-    tokens: Tensor
-    commitment: Tensor
-    perplexity: Tensor
+    vectors: Tensor  # (..., D), égaux aux codes choisis ; leur gradient passe tel quel à l'entrée
+    tokens: Tensor  # (...), int64 dans [0, K)
+    commitment: Tensor  # perte d'engagement, sans β
+    perplexity: Tensor  # entre 1 et K, nombre effectif de codes dans ce lot
+    codebook: Tensor  # perte du dictionnaire ; nulle s'il suit une moyenne mobile
 
 
 class VectorQuantizer(nn.Module):
     """Remplace chaque vecteur par le plus proche des K codes.
 
-    En mode entraînement, le dictionnaire se déplace vers les vecteurs qui le choisissent : moyenne
-    mobile des effectifs et des sommes, avec lissage de Laplace. Les codes partent d'un tirage du
-    premier lot, et ceux que plus rien ne choisit repartent d'un vecteur du lot courant.
+    En mode entraînement, le dictionnaire se déplace vers les vecteurs qui le choisissent, et les codes
+    que plus rien ne choisit repartent d'un vecteur du lot courant.
+
+    Args:
+        codes, dim: nombre K de codes et leur dimension D.
+        decay: inertie γ de la moyenne mobile des effectifs et des sommes, avec lissage de Laplace ;
+            0 pour un dictionnaire appris par gradient, de perte `Quantized.codebook`.
+        dead_below: effectif moyen par lot sous lequel un code est remis en jeu ; 0 pour jamais.
+        init: départ des codes : « batch », vecteurs du premier lot ; « kmeans », k-moyennes de ce lot ;
+            « normal », loi normale centrée réduite ; « uniform », loi uniforme entre −1/K et 1/K.
     """
 
-    def __init__(self, codes: int, dim: int, decay: float = 0.98, dead_below: float = 0.05) -> None:
+    def __init__(
+        self, codes: int, dim: int, decay: float = 0.98, dead_below: float = 0.05, init: str = "batch"
+    ) -> None:
         super().__init__()
-        self.decay, self.dead_below = decay, dead_below
-        self.register_buffer("codebook", torch.randn(codes, dim))
-        self.register_buffer("counts", torch.zeros(codes))
-        self.register_buffer("sums", torch.zeros(codes, dim))
-        self.register_buffer("started", torch.tensor(False))
+        _check_codebook(codes, dim, decay, dead_below, init)
+        self.decay, self.dead_below, self.init = decay, dead_below, init
+        codebook = torch.randn(codes, dim) if init != "uniform" else (2 * torch.rand(codes, dim) - 1) / codes
+        if decay:
+            self.register_buffer("codebook", codebook)
+            self.register_buffer("sums", codebook.clone())
+        else:
+            self.codebook = nn.Parameter(codebook)
+        self.register_buffer("counts", torch.ones(codes))
+        self.register_buffer("started", torch.tensor(init in ("normal", "uniform")))
 
     def forward(self, vectors: Tensor) -> Quantized:
-        """`vectors` : (..., D). Hors du mode entraînement, le dictionnaire ne bouge pas."""
-        flat = vectors.reshape(-1, vectors.shape[-1]).float()
-        if self.training and not self.started:
-            self._start(flat.detach())
-        # En précision réduite, les distances seraient trop grossières pour choisir le bon code.
-        with torch.autocast(flat.device.type, enabled=False):
-            tokens = self.nearest(flat)
-        quantized = self.codebook[tokens].view_as(vectors)
-        if self.training:
-            self._follow(flat.detach(), tokens)
-        commitment = F.mse_loss(vectors, quantized.detach())
-        # Passage direct : la valeur est celle du code, le gradient celui de l'entrée.
-        quantized = vectors + (quantized - vectors).detach()
-        shares = torch.bincount(tokens, minlength=len(self.codebook)) / len(tokens)
-        perplexity = torch.exp(-(shares * torch.log(shares.clamp_min(1e-10))).sum())
-        return Quantized(quantized, tokens.view(vectors.shape[:-1]), commitment, perplexity)
+        """`vectors` : (..., D). Hors du mode entraînement, le dictionnaire ne bouge pas.
 
+        Raises:
+            MinidalleError: aucun vecteur, ou des coordonnées qui ne sont pas des nombres finis.
+        """
+        flat = vectors.detach().reshape(-1, vectors.shape[-1]).to(self.codebook.dtype)
+        if not len(flat) or not torch.isfinite(flat.sum()):
+            raise MinidalleError("Vecteurs absents ou infinis : vérifier les images, baisser le taux.")
+        if self.training and not self.started:
+            self._start(flat)
+        tokens = self.nearest(flat)
+        codes = F.embedding(tokens, self.codebook).view_as(vectors)
+        used = torch.bincount(tokens, minlength=len(self.codebook)).to(flat.dtype)
+        if self.training:
+            self._follow(flat, tokens, used)
+        return Quantized(
+            vectors=straight_through(vectors, codes),
+            tokens=tokens.view(vectors.shape[:-1]),
+            commitment=commitment_loss(vectors, codes),
+            perplexity=torch.special.entr(used / len(flat)).sum().exp(),
+            codebook=vectors.new_zeros(()) if self.decay else codebook_loss(vectors, codes),
+        )
+
+    @torch.no_grad()
     def nearest(self, flat: Tensor) -> Tensor:
         """Numéro du code le plus proche de chaque ligne de `flat` (N, D) → (N,)."""
         # ‖v − e‖² = ‖v‖² − 2 v·e + ‖e‖², où ‖v‖² ne change pas le classement.
-        distances = torch.addmm(self.codebook.square().sum(1), flat, self.codebook.T, alpha=-2)
-        return distances.argmin(1)
+        norms, directions = self.codebook.square().sum(1), -2 * self.codebook.T
+        # En précision réduite, les distances seraient trop grossières pour choisir le bon code.
+        with torch.autocast(flat.device.type, enabled=False):
+            return torch.cat([torch.addmm(norms, v, directions).argmin(1) for v in flat.split(_ROWS)])
 
     @torch.no_grad()
     def _start(self, flat: Tensor) -> None:
-        picks = torch.randint(len(flat), (len(self.codebook),))
         # Un rien de bruit sépare les codes partis du même vecteur.
-        self.codebook.copy_(flat[picks] + 1e-3 * torch.randn_like(self.codebook))
-        self.sums.copy_(self.codebook)
-        self.counts.fill_(1)
+        codes = flat[torch.randint(len(flat), self.counts.shape)] + 1e-3 * torch.randn_like(self.codebook)
+        if self.init == "kmeans":
+            with warnings.catch_warnings(action="ignore"):  # un centre sans vecteur reste où il est
+                centres, _ = kmeans2(flat.cpu().numpy(), codes.cpu().numpy(), minit="matrix")
+            codes = torch.from_numpy(centres).to(flat)
+        self._place(slice(None), codes)
         self.started.fill_(True)
 
     @torch.no_grad()
-    def _follow(self, flat: Tensor, tokens: Tensor) -> None:
-        counts = torch.bincount(tokens, minlength=len(self.codebook)).to(flat.dtype)
-        sums = torch.zeros_like(self.sums).index_add_(0, tokens, flat)
-        self.counts.lerp_(counts, 1 - self.decay)
-        self.sums.lerp_(sums, 1 - self.decay)
-        if self.dead_below > 0:
-            dead = torch.nonzero(self.counts < self.dead_below).flatten()
-            if len(dead):
-                self.sums[dead] = flat[torch.randint(len(flat), (len(dead),))]
-                self.counts[dead] = 1
-        # Lissage de Laplace : un code presque sans effectif ne part pas à l'infini.
-        total = self.counts.sum()
-        smoothed = (self.counts + 1e-5) / (total + len(self.counts) * 1e-5) * total
-        self.codebook.copy_(self.sums / smoothed[:, None])
+    def _follow(self, flat: Tensor, tokens: Tensor, used: Tensor) -> None:
+        """Déplace le dictionnaire d'après un lot : vecteurs (N, D), leurs codes (N,), effectifs (K,)."""
+        self.counts.lerp_(used, 1 - (self.decay or 0.98))  # appris par gradient, il compte quand même
+        if self.decay:
+            sums = torch.zeros_like(self.sums).index_add_(0, tokens, flat)
+            self.sums.lerp_(sums, 1 - self.decay)
+        dead = torch.nonzero(self.counts < self.dead_below).flatten()
+        self._place(dead, flat[torch.randint(len(flat), dead.shape)])
+        if self.decay:
+            # Lissage de Laplace : un code presque sans effectif ne part pas à l'infini.
+            total = self.counts.sum()
+            smoothed = (self.counts + 1e-5) / (total + len(self.counts) * 1e-5) * total
+            self.codebook.copy_(self.sums / smoothed[:, None])
+
+    def _place(self, which: Tensor | slice, codes: Tensor) -> None:
+        """Pose des codes comme s'ils venaient d'être choisis une fois par lot."""
+        self.codebook.data[which] = codes
+        self.counts[which] = 1
+        if self.decay:
+            self.sums[which] = codes
 
 
 class VQVAE(nn.Module):
@@ -138,29 +190,25 @@ class VQVAE(nn.Module):
         super().__init__()
         self.config = config
         self.encoder = Encoder(config.channels, config.code_dim, config.blocks)
-        self.quantizer = VectorQuantizer(config.codes, config.code_dim, config.decay, config.dead_below)
+        codebook = config.codes, config.code_dim, config.decay, config.dead_below, config.init
+        self.quantizer = VectorQuantizer(*codebook)
         self.decoder = Decoder(config.channels, config.code_dim, config.blocks)
 
     def forward(self, images: Tensor) -> tuple[Tensor, Quantized]:
         """Reconstruction (B, 3, H, W), non bornée à [0, 1], et résultat du quantificateur.
 
         Raises:
-            MinidalleError: image dont la forme n'est pas (B, 3, H, W), ou dont le côté n'est pas un
-                multiple du facteur de réduction.
+            MinidalleError: lot vide, ou images que `check_images` refuse.
         """
-        quantized = self.quantizer(self._vectors(images))
+        quantized = self.quantizer(self._vectors(images, empty=False))
         return self._paint(quantized.vectors), quantized
 
     def loss(self, images: Tensor) -> dict[str, Tensor]:
-        """Perte L1 + L2 de reconstruction + β · engagement, et de quoi la suivre.
-
-        L1 garde les contours nets, L2 punit les grosses fautes de couleur.
-        """
+        """Reconstruction + β · engagement, et la perte du dictionnaire s'il s'apprend par gradient."""
         painted, quantized = self(images)
-        painted = painted.float()
-        reconstruction = F.l1_loss(painted, images) + F.mse_loss(painted, images)
+        reconstruction = reconstruction_loss(painted.float(), images)
         return {
-            "loss": reconstruction + self.config.commitment * quantized.commitment,
+            "loss": reconstruction + self.config.commitment * quantized.commitment + quantized.codebook,
             "reconstruction": reconstruction.detach(),
             "commitment": quantized.commitment.detach(),
             "perplexity": quantized.perplexity,
@@ -177,20 +225,26 @@ class VQVAE(nn.Module):
         """Jetons (B, h, w) → images (B, 3, h·f, w·f), de 0 à 1.
 
         Raises:
-            MinidalleError: jeton hors de [0, K).
+            MinidalleError: jeton hors de [0, K), ou grille qui n'est pas d'entiers (B, h, w).
         """
-        if tokens.numel() and not 0 <= int(tokens.min()) <= int(tokens.max()) < self.config.codes:
-            raise MinidalleError(f"Jetons d'image hors de 0 à {self.config.codes - 1} : changer de modèle.")
-        return self._paint(self.quantizer.codebook[tokens]).clamp(0, 1)
+        codes = self.config.codes
+        if tokens.ndim != 3 or tokens.is_floating_point() or ((tokens < 0) | (tokens >= codes)).any():
+            raise MinidalleError(f"Jetons impossibles : donner des entiers (B, h, w), de 0 à {codes - 1}.")
+        return self._paint(F.embedding(tokens.long(), self.quantizer.codebook)).clamp(0, 1)
 
-    def _vectors(self, images: Tensor) -> Tensor:
-        f = self.config.factor
-        if images.ndim != 4 or images.shape[1] != 3 or images.shape[2] % f or images.shape[3] % f:
-            raise MinidalleError(
-                f"Images de forme {tuple(images.shape)} : il faut (B, 3, H, W), H et W multiples de {f}."
-            )
+    def _vectors(self, images: Tensor, *, empty: bool = True) -> Tensor:
+        check_images(images, self.config.factor, empty=empty)
         images = (images * 2 - 1).contiguous(memory_format=torch.channels_last)
         return self.encoder(images).float().permute(0, 2, 3, 1)
 
     def _paint(self, vectors: Tensor) -> Tensor:
         return (self.decoder(vectors.permute(0, 3, 1, 2)) + 1) / 2
+
+
+def _check_codebook(codes: int, dim: int, decay: float, dead_below: float, init: str) -> None:
+    if min(codes, dim) < 1 or not 0 <= decay < 1 or dead_below < 0:
+        raise MinidalleError(
+            "Il faut un code et une dimension au moins, une inertie dans [0, 1[, un seuil positif."
+        )
+    if init not in INITS:
+        raise MinidalleError(f"Départ « {init} » inconnu : choisir parmi {', '.join(INITS)}.")
