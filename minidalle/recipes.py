@@ -35,13 +35,13 @@ PRESETS = {
     "autoencoder": {
         "mini": Preset(
             {},
-            TrainingConfig(steps=600, batch_size=32, learning_rate=2e-3, warmup=50),
+            TrainingConfig(steps=600, batch_size=32, learning_rate=4e-3, warmup=50),
             "une minute d'un cœur : assez pour voir apprendre",
         ),
         "reference": Preset(
             {},
             TrainingConfig(
-                steps=15_000, batch_size=32, learning_rate=2e-3, warmup=200, ema=0.999, precision="bfloat16"
+                steps=15_000, batch_size=32, learning_rate=4e-3, warmup=200, ema=0.999, precision="bfloat16"
             ),
             "les poids livrés : un quart d'heure d'un cœur récent",
         ),
