@@ -81,11 +81,31 @@ PRESETS = {
             "une minute d'un cœur : assez pour voir apprendre",
         ),
         "reference": Preset(
-            {"anneal_steps": 8000},
+            {"anneal_steps": 5500, "min_log_scale": -2.5},
             TrainingConfig(
-                steps=10_000, batch_size=32, learning_rate=2e-3, warmup=300, ema=0.999, precision="bfloat16"
+                steps=7000, batch_size=32, learning_rate=1e-3, warmup=300, ema=0.999, precision="bfloat16"
             ),
-            "les poids livrés : une petite heure d'un cœur récent",
+            "les poids livrés : une demi-heure d'un cœur récent",
+        ),
+    },
+    "vqgan": {
+        "mini": Preset(
+            {"discriminator_start": 150, "adversarial": 0.2},
+            TrainingConfig(steps=250, batch_size=16, learning_rate=2e-3, warmup=50, betas=(0.5, 0.9)),
+            "une minute d'un cœur : assez pour voir apprendre",
+        ),
+        "reference": Preset(
+            {"discriminator_start": 4000, "discriminator_lead": 500, "adversarial": 0.2},
+            TrainingConfig(
+                steps=8000,
+                batch_size=16,
+                learning_rate=2e-3,
+                warmup=200,
+                betas=(0.5, 0.9),
+                ema=0.999,
+                precision="bfloat16",
+            ),
+            "les poids livrés : une demi-heure d'un cœur récent",
         ),
     },
     "transformer": {

@@ -31,7 +31,22 @@ from minidalle.training import TrainingConfig
 ENVIRONMENT = os.environ | {"PYTHONPATH": str(Path(cli.__file__).parents[1])}
 SIDE = 16
 SIZES = {
+    "autoencoder": {"channels": (8, 8), "blocks": 1, "code_dim": 12},
+    "vae": {"channels": (8, 8), "blocks": 1, "code_dim": 12},
     "vqvae": {"channels": (8, 8), "blocks": 1, "codes": 16, "code_dim": 4},
+    "dvae": {"hidden": 8, "groups": 3, "codes": 16, "code_dim": 8},
+    "vqgan": {
+        "channels": 4,
+        "multipliers": (1, 1, 2),
+        "blocks": (0, 1, 1),
+        "attention": (2,),
+        "grid_channels": 8,
+        "codes": 16,
+        "code_dim": 4,
+        "perceptual": 0.0,
+        "discriminator_width": 8,
+        "discriminator_layers": 1,
+    },
     "transformer": {"width": 16, "layers": 1, "heads": 2, "text_length": 12},
 }
 # Mots que Typer, Click ou le système mettraient, et que le français n'a pas.
@@ -558,6 +573,39 @@ def test_train_vqvae_then_look_at_tokens(small_recipes):
     assert len(rows) == 4 and "psnr" in rows[0]
     succeed("data", "show", "scenes", "-n", 1, "-o", "scene.png")
     assert len(succeed("tokens", "scene.png", "--model", "essai").stdout.splitlines()) == 4 + 2
+
+
+@pytest.mark.parametrize("name", ["autoencoder", "vae", "vqvae", "dvae", "vqgan"])
+def test_every_autoencoder_trains_resumes_and_shows_its_codes(small_recipes, name):
+    mixed = ("train", name, "--data", "scenes+openmoji", "--size", SIDE, "--out")
+    result = succeed(*mixed, "entier", "--steps", 4)
+    assert openmoji.CREDIT in result.stdout and f"Modèle : {name}, " in result.stdout
+    assert "PSNR (dB) : " in result.stdout and english(result.stdout) == set()
+    succeed(*mixed, "coupe", "--steps", 2)
+    succeed("train", "--out", "coupe", "--resume", "--steps", 4)
+    models = [load_model(f"{folder}/model.safetensors", name)[0] for folder in ("entier", "coupe")]
+    states = [model.state_dict() for model in models]
+    assert states[0].keys() == states[1].keys()
+    succeed("data", "show", "scenes", "-n", 1, "-o", "scene.png")
+    lines = succeed("tokens", "scene.png", "--model", "entier", "-o", "ab.png").stdout.splitlines()
+    if name in ("autoencoder", "vae"):
+        assert [len(line.split()) for line in lines[:2]] == [10, 2]
+        assert lines[2] == "Un code de 12 nombres, sans jetons."
+    else:
+        assert all(0 <= int(token) < 16 for line in lines[:4] for token in line.split())
+        assert "dans un dictionnaire de 16 codes" in lines[4]
+    assert lines[-1] == "ab.png" and lines[-2].startswith("PSNR")
+
+
+@pytest.mark.parametrize("name, side, expected", [("vae", 10, "multiple"), ("dvae", 10, "multiple de 4")])
+def test_sides_that_do_not_fit_are_refused(small_recipes, name, side, expected):
+    assert expected in fail("train", name, "--data", "scenes", "--size", side, "--out", "essai")
+
+
+def test_a_vector_model_keeps_its_side(small_recipes):
+    succeed("train", "vae", "--data", "scenes", "--size", SIDE, "--out", "essai", "--steps", 1)
+    again = ("train", "vae", "--data", "scenes", "--init", "essai", "--out", "autre")
+    assert "ajouter --size 16" in fail(*again, "--size", 32)
 
 
 def test_train_transformer_on_a_folder_then_generate(small_recipes, model):
