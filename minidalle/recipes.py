@@ -76,16 +76,16 @@ PRESETS = {
     },
     "dvae": {
         "mini": Preset(
-            {"codes": 256, "kl_steps": 100, "anneal_steps": 300},
+            {"codes": 256, "kl_steps": 100, "anneal_steps": 300, "usage_weight": 0.5, "min_log_scale": -2.5},
             TrainingConfig(steps=400, batch_size=32, learning_rate=2e-3, warmup=50),
             "une minute d'un cœur : assez pour voir apprendre",
         ),
         "reference": Preset(
-            {"anneal_steps": 5500, "min_log_scale": -2.5},
+            {"anneal_steps": 4000, "usage_weight": 0.5, "min_log_scale": -2.5},
             TrainingConfig(
-                steps=7000, batch_size=32, learning_rate=1e-3, warmup=300, ema=0.999, precision="bfloat16"
+                steps=5000, batch_size=32, learning_rate=2e-3, warmup=100, ema=0.999, precision="bfloat16"
             ),
-            "les poids livrés : une demi-heure d'un cœur récent",
+            "les poids livrés : vingt minutes d'un cœur récent",
         ),
     },
     "vqgan": {

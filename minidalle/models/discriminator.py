@@ -12,6 +12,8 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
+from minidalle.errors import MinidalleError
+
 
 class PatchDiscriminator(nn.Module):
     """Image (B, 3, H, W) → une note par imagette, (B, 1, h, w) : positive pour « vraie », négative pour « copie ».
@@ -25,6 +27,7 @@ class PatchDiscriminator(nn.Module):
 
     def __init__(self, width: int = 64, layers: int = 3) -> None:
         super().__init__()
+        self.smallest = 3 * 2**layers
         widths = [width * min(2**i, 8) for i in range(layers + 1)]
         modules: list[nn.Module] = [nn.Conv2d(3, width, 4, 2, 1), nn.LeakyReLU(0.2)]
         for i in range(1, layers + 1):
@@ -38,7 +41,15 @@ class PatchDiscriminator(nn.Module):
         self.apply(_initialise)
 
     def forward(self, images: Tensor) -> Tensor:
-        """`images` : (B, 3, H, W), de −1 à 1, de côté au moins 2 puissance `layers` fois 3."""
+        """`images` : (B, 3, H, W), de −1 à 1.
+
+        Raises:
+            MinidalleError: images trop petites pour une seule note.
+        """
+        if min(images.shape[2:]) < self.smallest:
+            raise MinidalleError(
+                f"Images trop petites pour le critique : au moins {self.smallest} pixels de côté."
+            )
         return self.main(images)
 
     @property

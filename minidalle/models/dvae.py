@@ -38,6 +38,7 @@ class DVAEConfig:
         code_dim: dimension d'un code.
         kl_weight: poids β de la divergence KL ; à 1, la perte est l'opposé de l'ELBO (voir `DVAE.loss`).
         kl_steps: pas pendant lesquels ce poids monte de 0 à β.
+        usage_weight: poids de `usage_gap`, qui fait servir tout le dictionnaire ; 0 pour s'en passer, comme DALL·E.
         temperatures: température τ de la relaxation au premier pas, puis au bout de `anneal_steps` pas.
         anneal_steps: durée de la descente de τ, en demi-cosinus.
         min_log_scale: plancher de ln b. Une image de synthèse a des aplats parfaits ; sans plancher, leur
@@ -51,6 +52,7 @@ class DVAEConfig:
     code_dim: int = 64
     kl_weight: float = 1.0
     kl_steps: int = 500
+    usage_weight: float = 0.0
     temperatures: tuple[float, float] = (1.0, 1 / 16)
     anneal_steps: int = 5000
     min_log_scale: float = -4.0
@@ -63,8 +65,9 @@ class DVAEConfig:
             raise MinidalleError(f"Largeur {self.hidden} : il faut un multiple de 4, pour les goulots.")
         if len(self.temperatures) != 2 or not all(0 < t < math.inf for t in self.temperatures):
             raise MinidalleError("Les deux températures d'un dVAE doivent être strictement positives.")
-        if not 0 <= self.kl_weight < math.inf or min(self.kl_steps, self.anneal_steps) < 0:
-            raise MinidalleError("Le poids de la KL et les durées d'un dVAE doivent être positifs ou nuls.")
+        weights = (self.kl_weight, self.usage_weight, self.kl_steps, self.anneal_steps)
+        if not all(0 <= weight < math.inf for weight in weights):
+            raise MinidalleError("Les poids et les durées d'un dVAE doivent être positifs ou nuls.")
 
     @property
     def factor(self) -> int:
@@ -124,6 +127,22 @@ def categorical_kl(logits: Tensor) -> Tensor:
     log_q = logits.log_softmax(-1)
     # 0 · ln 0 vaut 0 : un logit peut être infiniment négatif.
     return (log_q.exp() * log_q.clamp_min(torch.finfo(log_q.dtype).min)).sum(-1) + math.log(logits.shape[-1])
+
+
+def usage_gap(logits: Tensor) -> Tensor:
+    """KL(moyenne des softmax(logits) ‖ uniforme) : nul quand tous les codes servent autant, en moyenne.
+
+    `categorical_kl` veut que chaque case hésite ; celle-ci ne demande qu'aux cases de ne pas faire toutes le
+    même choix. Leur différence est l'information mutuelle entre cases et codes (Krause et coll., 2010).
+
+    Args:
+        logits: (..., K).
+
+    Returns:
+        Scalaire, en nats, de 0 à ln K.
+    """
+    shares = logits.softmax(-1).flatten(0, -2).mean(0)
+    return math.log(logits.shape[-1]) - torch.special.entr(shares).sum()
 
 
 def gumbel_softmax(
@@ -206,6 +225,8 @@ class DVAE(nn.Module):
         # Les convolutions 1 × 1 qui entourent la relaxation ne mêlent pas les cases voisines (§2.1).
         self.logits = _conv(widths[-1], config.codes, 1)
         self.codebook = _conv(config.codes, config.code_dim, 1)
+        # Une indicatrice n'a qu'un 1 : tirés comme les autres poids, les codes seraient √K fois trop petits.
+        nn.init.normal_(self.codebook.weight)
         self.decoder = _groups([config.code_dim, *widths[::-1]], blocks, (1, 3, 3, 3), nn.Upsample(None, 2))
         self.stats = _conv(config.hidden, 6, 1)
         self.register_buffer("step", torch.tensor(0))
@@ -227,7 +248,7 @@ class DVAE(nn.Module):
         return self._stats(self.mix(gumbel_softmax(logits, temperature, generator))), logits
 
     def loss(self, images: Tensor) -> dict[str, Tensor]:
-        """Reconstruction + β / (3f²) · KL, et de quoi la suivre.
+        """Reconstruction + β / (3f²) · KL + poids d'usage · écart d'usage, et de quoi la suivre.
 
         « reconstruction » est −ln p(x | codes), en nats par pixel et par canal ; « kl », la divergence à la
         loi uniforme, en nats par case. Une image a 3HW nombres et HW/f² cases : diviser −ELBO par 3HW divise
@@ -245,13 +266,15 @@ class DVAE(nn.Module):
             log_scale = config.min_log_scale + F.softplus(log_scale - config.min_log_scale)
         reconstruction = logit_laplace_nll(map_pixels(images), mean, log_scale).mean()
         kl = categorical_kl(logits).mean()
+        usage = usage_gap(logits)
         if self.training:
             self.step += 1
         shares = torch.bincount(logits.argmax(-1).flatten()) / logits[..., 0].numel()
         return {
-            "loss": reconstruction + beta / (3 * config.factor**2) * kl,
+            "loss": reconstruction + beta / (3 * config.factor**2) * kl + config.usage_weight * usage,
             "reconstruction": reconstruction.detach(),
             "kl": kl.detach(),
+            "usage": usage.detach(),
             "temperature": torch.tensor(temperature or 0.0),
             "perplexity": torch.exp(-torch.xlogy(shares, shares).sum()),
         }

@@ -79,30 +79,21 @@ class VQGANConfig:
 
     def __post_init__(self) -> None:
         stages = len(self.multipliers)
-        blocks = stages * (self.blocks,) if isinstance(self.blocks, int) else self.blocks
-        for name, value in (
-            ("blocks", blocks),
-            ("multipliers", self.multipliers),
-            ("attention", self.attention),
-        ):
-            object.__setattr__(self, name, tuple(value))
+        if isinstance(self.blocks, int):
+            object.__setattr__(self, "blocks", stages * (self.blocks,))
+        for name in ("blocks", "multipliers", "attention"):
+            object.__setattr__(self, name, tuple(getattr(self, name)))
         sizes = (self.channels, *self.multipliers, self.groups, self.grid_channels, self.codes, self.code_dim)
         if min(*sizes, self.discriminator_width, self.discriminator_layers) < 1 or not stages:
-            raise MinidalleError(
-                "Un VQGAN veut au moins un étage, un canal, un groupe, un code et une couche."
-            )
+            raise MinidalleError("Un VQGAN veut au moins un étage, un canal, un groupe, un code, une couche.")
         if len(self.blocks) != stages or not set(self.attention) <= set(range(stages)):
-            raise MinidalleError(
-                f"Blocs ou attention hors des {stages} étages : revoir `blocks` et `attention`."
-            )
-        same = [a == b for a, b in itertools.pairwise((1, *self.multipliers))]
-        if any(count < (0 if kept else 1) for count, kept in zip(self.blocks, same, strict=True)):
+            raise MinidalleError(f"Il y a {stages} étage(s) : accorder `blocks` et `attention`.")
+        wider = [a != b for a, b in itertools.pairwise((1, *self.multipliers))]
+        if any(count < change for count, change in zip(self.blocks, wider, strict=True)):
             raise MinidalleError("Un étage qui change de largeur veut au moins un bloc résiduel.")
         weights = (self.commitment, self.perceptual, self.adversarial)
         if min(*weights, self.discriminator_start, self.discriminator_lead) < 0:
-            raise MinidalleError(
-                "Poids et pas de départ ne peuvent être négatifs : mettre 0 pour s'en passer."
-            )
+            raise MinidalleError("Un poids ou un départ ne peut être négatif : mettre 0 pour s'en passer.")
 
     @property
     def factor(self) -> int:
@@ -116,13 +107,14 @@ class VQGAN(nn.Module):
     Attributes:
         features: l'œil de la distance perceptuelle, que seule `loss` demande. Il ne fait pas partie des poids.
         step: pas d'entraînement déjà faits.
+        frozen: vrai après `freeze_tokens`.
     """
 
     Config = VQGANConfig
 
     def __init__(self, config: VQGANConfig, features: Perceiver | None = None) -> None:
         super().__init__()
-        self.config, self.features = config, features
+        self.config, self.features, self.frozen = config, features, False
         widths = [config.channels * multiple for multiple in (1, *config.multipliers)]
         sizes = widths, config.grid_channels, config.blocks, config.attention, config.groups
         self.encoder, self.decoder = Encoder(*sizes), Decoder(*sizes)
@@ -135,14 +127,22 @@ class VQGAN(nn.Module):
         self.register_buffer("step", torch.zeros((), dtype=torch.int64))
 
     def forward(self, images: Tensor) -> tuple[Tensor, Quantized]:
-        """Reconstruction (B, 3, H, W), non bornée à [0, 1], et résultat du quantificateur.
-
-        Raises:
-            MinidalleError: forme, côté ou pixels impossibles.
-        """
+        """Reconstruction (B, 3, H, W), non bornée à [0, 1], et résultat du quantificateur."""
         check_images(images, self.config.factor, empty=False)
         quantized = self.quantizer(self._vectors(images))
         return (self.decoder(self._grid(quantized.vectors)) + 1) / 2, quantized
+
+    def freeze_tokens(self) -> None:
+        """Fige encodeur et dictionnaire : on affine la peinture, et les jetons que lit un transformeur restent bons."""
+        self.frozen = True
+        for part in (self.encoder, self.quant_conv, self.quantizer):
+            part.requires_grad_(False)
+        self.train(self.training)
+
+    def train(self, mode: bool = True) -> "VQGAN":
+        super().train(mode)
+        self.quantizer.train(mode and not self.frozen)
+        return self
 
     def players(self) -> list[list[nn.Parameter]]:
         """Les deux adversaires : l'auto-encodeur, puis le critique."""
@@ -153,8 +153,8 @@ class VQGAN(nn.Module):
         """Pertes des deux joueurs, additionnées : aucune n'a de gradient chez l'autre.
 
         L'auto-encodeur réduit L1 + perceptuelle + λ · antagoniste + dictionnaire (équations 5 à 7 de
-        l'article) ; le critique, sa perte charnière. Contrairement à taming, une seule reconstruction sert
-        aux deux, et chaque réseau n'est parcouru qu'une fois dans chaque sens.
+        l'article) ; le critique, sa perte charnière. Contrairement à taming, la même reconstruction et les
+        mêmes notes servent aux deux.
 
         Raises:
             MinidalleError: images impossibles, ou distance perceptuelle demandée sans `features`.
@@ -173,18 +173,16 @@ class VQGAN(nn.Module):
             (gradient,) = torch.autograd.grad(value, copy)
             game, slope = self._play(2 * images - 1, copy)
         if slope is not None:
-            game["adaptive"] = adaptive_weight(
-                self._last_layer(hidden, gradient), self._last_layer(hidden, slope)
-            )
+            game["adaptive"] = adaptive_weight(*(self._last_layer(hidden, g) for g in (gradient, slope)))
             weight = config.adversarial * game["adaptive"]
             value, gradient = value + weight * game["generator"], gradient + weight * slope
         if self.training:
             self.step += 1
         total = known_gradient(value, [gradient], [painted])
         total = total + config.commitment * quantized.commitment + quantized.codebook + game["discriminator"]
-        followed = {"reconstruction": reconstruction, "perceptual": perceptual, **game}
-        followed |= {"commitment": quantized.commitment, "perplexity": quantized.perplexity}
-        return {"loss": total} | {name: term.detach() for name, term in followed.items()}
+        game |= {"reconstruction": reconstruction, "perceptual": perceptual}
+        game |= {"commitment": quantized.commitment, "perplexity": quantized.perplexity}
+        return {"loss": total} | {name: term.detach() for name, term in game.items()}
 
     @torch.no_grad()
     def encode(self, images: Tensor) -> Tensor:
@@ -225,15 +223,14 @@ class VQGAN(nn.Module):
 
     def _play(self, images: Tensor, copy: Tensor) -> tuple[dict[str, Tensor], Tensor | None]:
         """Une manche du jeu, images de −1 à 1 : mesures, et pente de la perte antagoniste si elle compte."""
-        config, step = self.config, int(self.step)
-        names = "discriminator", "generator", "adaptive", "real", "fake"
-        game = dict.fromkeys(names, copy.new_zeros(()))
-        if not config.adversarial or step < config.discriminator_start - config.discriminator_lead:
+        game = dict.fromkeys(("discriminator", "generator", "adaptive", "real", "fake"), copy.new_zeros(()))
+        late = int(self.step) - self.config.discriminator_start
+        if not self.config.adversarial or late < -self.config.discriminator_lead:
             return game, None
         real, fake = (self.discriminator(x).float() for x in (images, copy))
         game |= {"generator": generator_loss(fake), "real": real.mean(), "fake": fake.mean()}
         slope = None
-        if step >= config.discriminator_start:
+        if late >= 0:
             (slope,) = torch.autograd.grad(game["generator"], copy, retain_graph=True)
         loss, parameters = discriminator_loss(real, fake), list(self.discriminator.parameters())
         # Le gradient du critique s'arrête à ses propres poids : il ne remonte pas dans la copie.

@@ -7,6 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from minidalle.errors import MinidalleError
 from minidalle.models.discriminator import (
     PatchDiscriminator,
     adaptive_weight,
@@ -57,6 +58,14 @@ def test_a_score_sees_exactly_its_receptive_field(layers, field):
     scores[0, 0, centre, centre].backward()
     seen = torch.nonzero(images.grad[0].abs().sum(0))
     assert (seen.amax(0) - seen.amin(0) + 1).tolist() == [field, field]
+
+
+@pytest.mark.parametrize("layers", [1, 2, 3])
+def test_images_too_small_for_a_score_are_refused(layers):
+    critic, side = PatchDiscriminator(2, layers).eval(), 3 * 2**layers
+    assert critic(torch.zeros(1, 3, side, side)).shape == (1, 1, 1, 1)
+    with pytest.raises(MinidalleError, match=f"{side} pixels"):
+        critic(torch.zeros(1, 3, side, side - 1))
 
 
 logits = st.lists(st.floats(-4, 4), min_size=1, max_size=8)

@@ -311,6 +311,25 @@ def test_the_loss_falls_and_the_game_goes_on():
     assert rows[24]["discriminator"] == 0 < rows[25]["discriminator"]
 
 
+def test_frozen_tokens_do_not_change():
+    model = build().train()
+    images = torch.rand(4, 3, 16, 16)
+    model.loss(images)
+    model.freeze_tokens()
+    before, painted = model.encode(images), model.decode(model.encode(images))
+    state = {name: tensor.clone() for name, tensor in model.quantizer.state_dict().items()}
+    optimizer = torch.optim.Adam(model.parameters(), 1e-2)
+    for _ in range(3):
+        model.train()  # comme la boucle d'entraînement
+        losses = model.loss(images)
+        optimizer.zero_grad()
+        losses["loss"].backward()
+        optimizer.step()
+    assert torch.equal(model.encode(images), before)
+    assert all(torch.equal(tensor, state[name]) for name, tensor in model.quantizer.state_dict().items())
+    assert gap(model.decode(before), painted) > 1e-2
+
+
 # --- interface ---
 
 
@@ -415,11 +434,11 @@ def test_grids_that_are_not_tokens_are_refused(tokens):
         ({"multipliers": (), "blocks": ()}, "au moins"),
         ({"multipliers": ()}, "au moins"),
         ({"discriminator_layers": 0}, "au moins"),
-        ({"blocks": (1, 1)}, "étages"),
-        ({"attention": (3,)}, "étages"),
+        ({"blocks": (1, 1)}, "étage"),
+        ({"attention": (3,)}, "étage"),
         ({"blocks": (1, 1, 0)}, "change de largeur"),
-        ({"perceptual": -1.0}, "négatifs"),
-        ({"discriminator_start": -1}, "négatifs"),
+        ({"perceptual": -1.0}, "négatif"),
+        ({"discriminator_start": -1}, "négatif"),
     ],
 )
 def test_impossible_sizes_are_refused(options, message):
