@@ -27,6 +27,8 @@ def check_images(images: Tensor, factor: int = 1, size: int | None = None, *, em
         raise MinidalleError(
             f"Images de {shape[2]} × {shape[3]} pixels : ce modèle en veut {size} × {size}, les redimensionner."
         )
+    if not images.is_floating_point():
+        raise MinidalleError(f"Pixels de type {images.dtype} : les convertir en flottants de 0 à 1.")
     if not empty and not len(images):
         raise MinidalleError("Lot vide : donner au moins une image.")
     # Un seul pixel infini ou non numérique rend la somme non finie.

@@ -92,5 +92,10 @@ def test_pixels_that_are_not_numbers_are_refused(pixel):
         check_images(images)
 
 
+def test_bytes_are_refused():
+    with pytest.raises(MinidalleError, match="flottants de 0 à 1"):
+        check_images(torch.zeros(2, 3, 8, 8, dtype=torch.uint8))
+
+
 def test_an_empty_batch_is_an_image_batch():
     check_images(torch.zeros(0, 3, 16, 16), 8)
