@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 from docutils import nodes
+from pybtex.database import Entry
 from pybtex.plugin import register_plugin
 from pybtex.style.formatting.unsrt import Style as Unsrt
 from pybtex.style.labels import BaseLabelStyle
@@ -89,11 +90,17 @@ class AuthorYear(AuthorYearReferenceStyle):
 
 class Labels(BaseLabelStyle):
     def format_labels(self, entries: list) -> Iterator[str]:
-        for entry in entries:
-            people = [" ".join(p.prelast_names + p.last_names) for p in entry.persons.get("author", [])]
-            people = people or [entry.key]
-            who = " et ".join(people) if len(people) < 3 else f"{people[0]} et al."
-            yield f"{who}, {entry.fields.get('year', 's. d.')}"
+        labels = [self._label(entry) for entry in entries]
+        for i, label in enumerate(labels):
+            # Deux références du même auteur, la même année : a, b…
+            twins = labels.count(label) > 1
+            yield label + (chr(ord("a") + labels[:i].count(label)) if twins else "")
+
+    def _label(self, entry: Entry) -> str:
+        people = [" ".join(p.prelast_names + p.last_names) for p in entry.persons.get("author", [])]
+        people = people or [entry.key]
+        who = " et ".join(people) if len(people) < 3 else f"{people[0]} et al."
+        return f"{who}, {entry.fields.get('year', 's. d.')}"
 
 
 class FrenchStyle(Unsrt):

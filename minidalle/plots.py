@@ -72,7 +72,8 @@ def french(number: float | str, digits: int = 3) -> str:
         text = np.format_float_positional(number, digits, unique=False, fractional=False, trim="k")
         text = text.removesuffix(".")
     whole, point, decimals = text.partition(".")
-    if len(whole) > 4 and whole.lstrip("-−").isdigit():
+    digits_only = whole.lstrip("-−")
+    if len(digits_only) > 4 and digits_only.isdigit():
         whole = f"{int(whole.replace('−', '-')):,}".replace(",", "\u202f")
     return whole + point.replace(".", ",") + decimals
 

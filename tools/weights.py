@@ -212,7 +212,9 @@ def card(
     rows = [row for row in result.history if "psnr" in row or "delta" in row]
     columns = [column for column in names if column in rows[-1]]
     lines += ["| " + " | ".join(names[c] for c in columns) + " |", "|" + "---:|" * len(columns)]
-    lines += ["| " + " | ".join(french(row[c], 4) if c in row else "–" for c in columns) + " |" for row in rows]
+    lines += [
+        "| " + " | ".join(french(row[c], 4) if c in row else "–" for c in columns) + " |" for row in rows
+    ]
     return "\n".join(lines) + "\n"
 
 

@@ -105,7 +105,7 @@ def perceptual_distance(originals: np.ndarray, copies: np.ndarray) -> np.ndarray
                 f"Images {images.dtype} de forme {images.shape} : il faut des octets (uint8) (B, H, W, 3)."
             )
     _same_shape(*pair)
-    tensors = [torch.from_numpy(images).permute(0, 3, 1, 2).float() / 255 for images in pair]
+    tensors = [torch.tensor(images).permute(0, 3, 1, 2) / 255 for images in pair]
     features = Features.load()
     with torch.no_grad():
         parts = zip(*(t.split(64) for t in tensors), strict=True)

@@ -191,6 +191,12 @@ def test_any_size_is_read(height, width):
     assert score.shape == (1,) and np.isfinite(score).all()
 
 
+def test_images_that_cannot_be_written_are_read(features):
+    image = np.full((8, 8, 3), 90, np.uint8)
+    shared = np.broadcast_to(image, (2, 8, 8, 3))  # un avertissement serait une erreur
+    assert perceptual_distance(shared, shared).tolist() == [0, 0]
+
+
 def test_an_empty_batch_has_no_score(features):
     empty = np.zeros((0, 8, 8, 3), np.uint8)
     assert perceptual_distance(empty, empty).shape == (0,)
