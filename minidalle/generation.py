@@ -62,9 +62,8 @@ class TextToImage:
         transformer, notes = load_model(path, "transformer")
         if not {"tokenizer", "vqvae"} <= notes.keys() or Path(notes["vqvae"]).name != notes["vqvae"]:
             raise MinidalleError(f"« {path} » a perdu son vocabulaire ou le nom de son VQ-VAE : le refaire.")
-        # Le VQ-VAE voyage à côté du transformeur ; à défaut, c'est l'un de ceux du paquet.
-        beside = path.with_name(f"{notes['vqvae']}.safetensors")
-        vqvae, _ = load_model(beside if beside.exists() else notes["vqvae"], "vqvae")
+        # Le VQ-VAE voyage à côté du transformeur ; un autre du même nom aurait d'autres codes.
+        vqvae, _ = load_model(path.with_name(f"{notes['vqvae']}.safetensors"), "vqvae")
         return cls(Tokenizer.from_json(notes["tokenizer"]), transformer, vqvae)
 
     def read(self, prompts: list[str]) -> tuple[Tensor, list[str], list[str]]:

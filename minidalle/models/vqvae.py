@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
-from scipy.cluster.vq import kmeans2
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -152,6 +151,8 @@ class VectorQuantizer(nn.Module):
         # Un rien de bruit sépare les codes partis du même vecteur.
         codes = flat[torch.randint(len(flat), self.counts.shape)] + 1e-3 * torch.randn_like(self.codebook)
         if self.init == "kmeans":
+            from scipy.cluster.vq import kmeans2  # lourd, et inutile à qui ne fait que dessiner
+
             with warnings.catch_warnings(action="ignore"):  # un centre sans vecteur reste où il est
                 centres, _ = kmeans2(flat.cpu().numpy(), codes.cpu().numpy(), minit="matrix")
             codes = torch.from_numpy(centres).to(flat)
