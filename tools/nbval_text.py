@@ -1,4 +1,4 @@
-"""Greffon de pytest : nbval compare le texte des sorties, pas les figures."""
+"""Greffon de pytest : nbval compare le texte des sorties, pas les figures ni les avertissements, que le livre tait."""
 
 import pytest
 from nbval.plugin import IPyNbFile
@@ -6,4 +6,4 @@ from nbval.plugin import IPyNbFile
 
 def pytest_collectstart(collector: pytest.Collector) -> None:
     if isinstance(collector, IPyNbFile):
-        collector.skip_compare = (*collector.skip_compare, "image/svg+xml", "application/pdf")
+        collector.skip_compare = (*collector.skip_compare, "image/svg+xml", "application/pdf", "stderr")
