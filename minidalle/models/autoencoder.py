@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from minidalle.errors import MinidalleError
-from minidalle.models.blocks import VectorDecoder, VectorEncoder, check_images
+from minidalle.models.blocks import VectorDecoder, VectorEncoder, check_codes, check_images
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,10 +118,7 @@ class AutoEncoder(nn.Module):
         Raises:
             MinidalleError: codes d'une autre dimension.
         """
-        if codes.ndim != 2 or codes.shape[1] != self.config.code_dim:
-            raise MinidalleError(
-                f"Codes de forme {tuple(codes.shape)} : ce modèle en veut (B, {self.config.code_dim})."
-            )
+        check_codes(codes, self.config.code_dim)
         return self._paint(codes).clamp(0, 1)
 
     def _codes(self, images: Tensor, *, empty: bool = True) -> Tensor:

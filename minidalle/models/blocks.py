@@ -36,6 +36,26 @@ def check_images(images: Tensor, factor: int = 1, size: int | None = None, *, em
         raise MinidalleError("Des pixels ne sont pas des nombres finis : vérifier la lecture des images.")
 
 
+def check_codes(codes: Tensor, dim: int) -> None:
+    """Refuse des codes qui ne sont pas (B, dim).
+
+    Raises:
+        MinidalleError: codes d'une autre forme.
+    """
+    if codes.ndim != 2 or codes.shape[1] != dim:
+        raise MinidalleError(f"Codes de forme {tuple(codes.shape)} : ce modèle en veut (B, {dim}).")
+
+
+def check_tokens(tokens: Tensor, codes: int) -> None:
+    """Refuse des jetons qui ne sont pas des entiers (B, h, w), de 0 à codes − 1.
+
+    Raises:
+        MinidalleError: autre forme, autre type, ou jeton hors du dictionnaire.
+    """
+    if tokens.ndim != 3 or tokens.is_floating_point() or ((tokens < 0) | (tokens >= codes)).any():
+        raise MinidalleError(f"Jetons impossibles : donner des entiers (B, h, w), de 0 à {codes - 1}.")
+
+
 class ResidualBlock(nn.Module):
     """x + conv(relu(conv(relu(x)))) : la couche n'apprend que la correction (He et coll., 2016)."""
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from minidalle.errors import MinidalleError
-from minidalle.models.blocks import check_images
+from minidalle.models.blocks import check_images, check_tokens
 
 EPSILON = 0.1  # marge de `map_pixels`
 
@@ -286,10 +286,13 @@ class DVAE(nn.Module):
 
     @torch.no_grad()
     def decode(self, tokens: Tensor) -> Tensor:
-        """Jetons (B, h, w) → images (B, 3, h·f, w·f), de 0 à 1. MinidalleError si l'un sort de [0, K)."""
-        if tokens.numel() and not 0 <= int(tokens.min()) <= int(tokens.max()) < self.config.codes:
-            raise MinidalleError(f"Jetons d'image hors de 0 à {self.config.codes - 1} : changer de modèle.")
-        return paint(self._stats(self._look_up(tokens)))
+        """Jetons (B, h, w) → images (B, 3, h·f, w·f), de 0 à 1.
+
+        Raises:
+            MinidalleError: jeton hors de [0, K), ou grille qui n'est pas d'entiers (B, h, w).
+        """
+        check_tokens(tokens, self.config.codes)
+        return paint(self._stats(self._look_up(tokens.long())))
 
     def vectors(self) -> Tensor:
         """Les K codes e_k (K, code_dim)."""

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from minidalle.errors import MinidalleError
-from minidalle.models.blocks import VectorDecoder, VectorEncoder, check_images
+from minidalle.models.blocks import VectorDecoder, VectorEncoder, check_codes, check_images
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,10 +168,7 @@ class VAE(nn.Module):
         Raises:
             MinidalleError: codes d'une autre dimension.
         """
-        if codes.ndim != 2 or codes.shape[1] != self.config.code_dim:
-            raise MinidalleError(
-                f"Codes de forme {tuple(codes.shape)} : ce modèle en veut (B, {self.config.code_dim})."
-            )
+        check_codes(codes, self.config.code_dim)
         return self._paint(codes).clamp(0, 1)
 
     def sample(self, n: int, generator: torch.Generator | None = None) -> Tensor:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from minidalle.errors import MinidalleError
-from minidalle.models.blocks import check_images
+from minidalle.models.blocks import check_images, check_tokens
 from minidalle.models.discriminator import (
     PatchDiscriminator,
     adaptive_weight,
@@ -196,13 +196,10 @@ class VQGAN(nn.Module):
         """Jetons (B, h, w) → images (B, 3, h·f, w·f), de 0 à 1.
 
         Raises:
-            MinidalleError: jeton hors de [0, K), ou grille qui n'est pas un tableau d'entiers (B, h, w).
+            MinidalleError: jeton hors de [0, K), ou grille qui n'est pas d'entiers (B, h, w).
         """
-        if tokens.ndim != 3 or tokens.is_floating_point():
-            raise MinidalleError(f"Jetons de forme {tuple(tokens.shape)} : il faut des entiers (B, h, w).")
-        if tokens.numel() and not 0 <= int(tokens.min()) <= int(tokens.max()) < self.config.codes:
-            raise MinidalleError(f"Jetons d'image hors de 0 à {self.config.codes - 1} : changer de modèle.")
-        painted = self.decoder(self._grid(F.embedding(tokens, self.quantizer.codebook)))
+        check_tokens(tokens, self.config.codes)
+        painted = self.decoder(self._grid(F.embedding(tokens.long(), self.quantizer.codebook)))
         return ((painted.float() + 1) / 2).clamp(0, 1)
 
     def _vectors(self, images: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from minidalle.errors import MinidalleError
-from minidalle.models.blocks import Decoder, Encoder, check_images
+from minidalle.models.blocks import Decoder, Encoder, check_images, check_tokens
 
 INITS = ("batch", "kmeans", "normal", "uniform")
 _ROWS = 512  # vecteurs comparés à la fois aux codes : les distances restent dans le cache
@@ -228,9 +228,7 @@ class VQVAE(nn.Module):
         Raises:
             MinidalleError: jeton hors de [0, K), ou grille qui n'est pas d'entiers (B, h, w).
         """
-        codes = self.config.codes
-        if tokens.ndim != 3 or tokens.is_floating_point() or ((tokens < 0) | (tokens >= codes)).any():
-            raise MinidalleError(f"Jetons impossibles : donner des entiers (B, h, w), de 0 à {codes - 1}.")
+        check_tokens(tokens, self.config.codes)
         return self._paint(F.embedding(tokens.long(), self.quantizer.codebook)).clamp(0, 1)
 
     def _vectors(self, images: Tensor, *, empty: bool = True) -> Tensor:

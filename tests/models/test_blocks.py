@@ -10,7 +10,9 @@ from minidalle.models.blocks import (
     ResidualBlock,
     VectorDecoder,
     VectorEncoder,
+    check_codes,
     check_images,
+    check_tokens,
 )
 
 
@@ -99,3 +101,25 @@ def test_bytes_are_refused():
 
 def test_an_empty_batch_is_an_image_batch():
     check_images(torch.zeros(0, 3, 16, 16), 8)
+
+
+@pytest.mark.parametrize("shape", [(3,), (2, 4), (2, 3, 1)])
+def test_codes_of_another_shape_are_refused(shape):
+    check_codes(torch.zeros(2, 3), 3)
+    with pytest.raises(MinidalleError, match=r"en veut \(B, 3\)"):
+        check_codes(torch.zeros(shape), 3)
+
+
+@pytest.mark.parametrize(
+    "tokens",
+    [
+        torch.zeros(2, 3),
+        torch.zeros(2, 2, 2, dtype=torch.long) - 1,
+        torch.full((1, 2, 2), 9),
+        torch.zeros(1, 2, 2),
+    ],
+)
+def test_tokens_outside_the_codebook_are_refused(tokens):
+    check_tokens(torch.full((1, 2, 2), 8), 9)
+    with pytest.raises(MinidalleError, match="de 0 à 8"):
+        check_tokens(tokens, 9)
