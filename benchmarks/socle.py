@@ -145,14 +145,14 @@ def generate(run: Run) -> None:
     transformers = run.peer("transformers")
     import torch
 
-    from minidalle.models.transformer import Transformer
+    from minidalle.models.dalle import DALLE
     from minidalle.sampling import sample
 
     transformers.utils.logging.set_verbosity_error()
     torch.manual_seed(0)
     vocabulary = 1024
-    config = Transformer.Config(text_vocabulary=vocabulary, image_vocabulary=vocabulary)
-    ours = Transformer(config).eval()
+    config = DALLE.Config(text_vocabulary=vocabulary, image_vocabulary=vocabulary)
+    ours = DALLE(config).eval()
     peer = transformers.GPT2LMHeadModel(
         transformers.GPT2Config(
             vocab_size=vocabulary,
@@ -188,7 +188,7 @@ def generate(run: Run) -> None:
         return tokens[:, prompt.shape[1] :]
 
     def our_sample() -> torch.Tensor:
-        return sample(ours, text, [generator]).flatten(1)
+        return sample(ours, text, [generator], length=config.image_length)
 
     if our_sample().shape != peer_sample().shape:
         raise RuntimeError("Les deux décodeurs n'écrivent pas le même nombre de jetons.")

@@ -26,12 +26,12 @@ MODELS = {
     "vqvae": "VQVAE",
     "dvae": "DVAE",
     "vqgan": "VQGAN",
-    "transformer": "Transformer",
+    "dalle": "DALLE",
 }
 
 
 def model_class(name: str) -> type[nn.Module]:
-    """Classe du modèle `name` (« vqvae », « transformer »…).
+    """Classe du modèle `name` (« vqvae », « dalle »…).
 
     Raises:
         MinidalleError: nom inconnu.

@@ -231,7 +231,7 @@ def train(
         str | None,
         typer.Argument(
             metavar="MODÈLE",
-            help="« autoencoder », « vae », « vqvae », « dvae », « vqgan », « transformer ».",
+            help="« autoencoder », « vae », « vqvae », « dvae », « vqgan », « dalle ».",
         ),
     ] = None,
     data: Annotated[
@@ -384,13 +384,13 @@ def _start(out: Path, given: dict, budget: dict) -> _Training:
         raise MinidalleError(
             "Il faut un modèle et des données : minidalle train vqvae --data scenes --out essai."
         )
-    if "vqvae" in given and (given["model"] != "transformer" or "init" in given):
+    if "vqvae" in given and (given["model"] != "dalle" or "init" in given):
         raise MinidalleError("L'option --vqvae ne va qu'avec un transformeur neuf, sans --init : la retirer.")
     options = _DEFAULTS | given
     preset = recipes.preset(options["model"], options["preset"])
     chosen = {name: options[name] for name in ("seed", "precision") if name in options}
     config = replace(preset.training, **budget | chosen)
-    new = _new_transformer if options["model"] == "transformer" else _new_autoencoder
+    new = _new_dalle if options["model"] == "dalle" else _new_autoencoder
     return _Training(options, config, *new(options, preset.model))
 
 
@@ -407,7 +407,7 @@ def _new_autoencoder(options: dict, sizes: dict) -> tuple["nn.Module"]:
     return (network,)
 
 
-def _new_transformer(options: dict, sizes: dict) -> tuple["nn.Module", "Tokenizer", "nn.Module"]:
+def _new_dalle(options: dict, sizes: dict) -> tuple["nn.Module", "Tokenizer", "nn.Module"]:
     from minidalle import recipes
     from minidalle.checkpoints import load_model
     from minidalle.generation import TextToImage
@@ -422,7 +422,7 @@ def _new_transformer(options: dict, sizes: dict) -> tuple["nn.Module", "Tokenize
     vqvae, _ = load_model(options["vqvae"], "vqvae")
     _check_side(side, vqvae)
     tokenizer = recipes.build_tokenizer(_open_source(options["data"], "train", side))
-    return recipes.build_transformer(sizes, tokenizer, vqvae, side, options["seed"]), tokenizer, vqvae
+    return recipes.build_dalle(sizes, tokenizer, vqvae, side, options["seed"]), tokenizer, vqvae
 
 
 def _recipe(training: _Training) -> tuple:
@@ -431,11 +431,11 @@ def _recipe(training: _Training) -> tuple:
 
     options, _, network, tokenizer, vqvae = training
     source, held_out = (_open_source(options["data"], split, options["size"]) for split in ("train", "test"))
-    if options["model"] != "transformer":
+    if options["model"] != "dalle":
         return recipes.image_batches(source), recipes.measure_images(held_out), {}
     pieces = (tokenizer, vqvae, network.config.text_length)
     notes = {"tokenizer": tokenizer.to_json(), "vqvae": "vqvae"}
-    return recipes.token_batches(source, *pieces), recipes.measure_transformer(held_out, *pieces), notes
+    return recipes.token_batches(source, *pieces), recipes.measure_dalle(held_out, *pieces), notes
 
 
 def _keep(out: Path, training: _Training) -> None:
@@ -475,7 +475,7 @@ def _resume(out: Path, given: dict, budget: dict) -> _Training:
                 f"ne pas le redonner, ou changer de dossier."
             )
     pieces = ()
-    if options["model"] == "transformer":
+    if options["model"] == "dalle":
         pieces = Tokenizer.load(out / "tokenizer.json"), load_model(out / "vqvae.safetensors", "vqvae")[0]
     return _Training(options, replace(config, **budget), network, *pieces)
 

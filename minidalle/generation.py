@@ -10,7 +10,7 @@ from torch import Tensor
 
 from minidalle.checkpoints import find_weights, load_model
 from minidalle.errors import MinidalleError
-from minidalle.models.transformer import Transformer
+from minidalle.models.dalle import DALLE
 from minidalle.models.vqvae import VQVAE
 from minidalle.sampling import sample
 from minidalle.text import Tokenizer
@@ -38,7 +38,7 @@ class Drawing:
 class TextToImage:
     """Un modèle complet : il lit une description et dessine."""
 
-    def __init__(self, tokenizer: Tokenizer, transformer: Transformer, vqvae: VQVAE) -> None:
+    def __init__(self, tokenizer: Tokenizer, transformer: DALLE, vqvae: VQVAE) -> None:
         """Assemble trois pièces entraînées ensemble.
 
         Raises:
@@ -59,7 +59,7 @@ class TextToImage:
             MinidalleError: poids absents, illisibles, ou qui ne sont pas ceux d'un générateur.
         """
         path = find_weights(name)
-        transformer, notes = load_model(path, "transformer")
+        transformer, notes = load_model(path, "dalle")
         if not {"tokenizer", "vqvae"} <= notes.keys() or Path(notes["vqvae"]).name != notes["vqvae"]:
             raise MinidalleError(f"« {path} » a perdu son vocabulaire ou le nom de son VQ-VAE : le refaire.")
         # Le VQ-VAE voyage à côté du transformeur ; un autre du même nom aurait d'autres codes.
@@ -116,7 +116,9 @@ class TextToImage:
         text, unknown, dropped = self.read([prompt])
         generators = [torch.Generator().manual_seed(seed + i) for i in range(n)]
         options = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "progress": progress}
-        tokens = sample(self.transformer, text.expand(n, -1), generators, **options)
+        rows, columns = self.transformer.config.grid
+        tokens = sample(self.transformer, text.expand(n, -1), generators, length=rows * columns, **options)
+        tokens = tokens.view(-1, rows, columns)
         return Drawing(to_pixels(self.vqvae.decode(tokens)), tokens, unknown, dropped)
 
 

@@ -4,7 +4,7 @@ C'est le seul endroit où données et modèles se rencontrent ; la ligne de comm
 `tools/weights.py` y puisent tous.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,11 +12,12 @@ import torch
 from torch import Tensor, nn
 
 from minidalle.checkpoints import model_class
+from minidalle.data.pairs import Pair, Vocabulary
 from minidalle.data.sources import Scenes, Source
 from minidalle.errors import MinidalleError
 from minidalle.evaluation.scores import psnr
 from minidalle.generation import pad, to_pixels, to_tensor
-from minidalle.models.transformer import Transformer, TransformerConfig
+from minidalle.models.dalle import DALLE, DALLEConfig
 from minidalle.models.vqvae import VQVAE
 from minidalle.text import Tokenizer
 from minidalle.training import Batches, Metrics, TrainingConfig
@@ -108,7 +109,7 @@ PRESETS = {
             "les poids livrés : une demi-heure d'un cœur récent",
         ),
     },
-    "transformer": {
+    "dalle": {
         "mini": Preset(
             {"width": 128, "layers": 3, "heads": 4},
             TrainingConfig(steps=200, batch_size=32, learning_rate=3e-3, warmup=30),
@@ -213,9 +214,7 @@ def build_tokenizer(source: Source, captions: int = 20_000) -> Tokenizer:
     return Tokenizer.train(texts, vocab_size)
 
 
-def build_transformer(
-    options: dict, tokenizer: Tokenizer, vqvae: VQVAE, size: int, seed: int = 0
-) -> Transformer:
+def build_dalle(options: dict, tokenizer: Tokenizer, vqvae: VQVAE, size: int, seed: int = 0) -> DALLE:
     """Transformeur neuf, accordé au segmenteur, au VQ-VAE et au côté `size` des images."""
     side = size // vqvae.config.factor
     shared = {
@@ -223,7 +222,7 @@ def build_transformer(
         "image_vocabulary": vqvae.config.codes,
         "grid": (side, side),
     }
-    return _seeded(lambda: Transformer(TransformerConfig(**shared | options)), seed)
+    return _seeded(lambda: DALLE(DALLEConfig(**shared | options)), seed)
 
 
 def token_batches(
@@ -245,9 +244,9 @@ def token_batches(
     return batch
 
 
-def measure_transformer(
+def measure_dalle(
     source: Source, tokenizer: Tokenizer, vqvae: VQVAE, text_length: int, n: int = 256, seed: int = 1
-) -> Callable[[Transformer], Metrics]:
+) -> Callable[[DALLE], Metrics]:
     """Mesure un transformeur sur n couples fixes.
 
     « test_loss » est en nats par jeton. « delta » est l'écart, en nats par image, entre la
@@ -258,11 +257,11 @@ def measure_transformer(
     text, image = batches(np.random.default_rng(seed), n)
 
     @torch.no_grad()
-    def nats(transformer: Transformer, text: Tensor) -> Tensor:
+    def nats(transformer: DALLE, text: Tensor) -> Tensor:
         parts = zip(text.split(64), image.split(64), strict=True)
         return torch.cat([transformer.nats(*part) for part in parts])
 
-    def measure(transformer: Transformer) -> Metrics:
+    def measure(transformer: DALLE) -> Metrics:
         right, wrong = nats(transformer, text), nats(transformer, text.roll(1, 0))
         length = transformer.config.image_length
         return {"test_loss": float(right.mean()) / length, "delta": float((wrong - right).mean())}
@@ -274,3 +273,36 @@ def _seeded(build: Callable[[], nn.Module], seed: int) -> nn.Module:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return build()
+
+
+# --- traduction -----------------------------------------------------------------------------------
+
+
+def encode_pairs(
+    pairs: Sequence[Pair], source_vocabulary: Vocabulary, target_vocabulary: Vocabulary
+) -> tuple[Tensor, Tensor]:
+    """Paires → jetons (B, S) et (B, T), complétés par des 0.
+
+    La source est « mots, <fin> » ; la cible, « <debut>, mots, <fin> », que le modèle décale d'un cran.
+    """
+    stop, start = target_vocabulary.stop_id, target_vocabulary.start_id
+    sources = [[*source_vocabulary.encode(pair.source), source_vocabulary.stop_id] for pair in pairs]
+    targets = [[start, *target_vocabulary.encode(pair.target), stop] for pair in pairs]
+    return pad(sources, max(map(len, sources))), pad(targets, max(map(len, targets)))
+
+
+def pair_batches(
+    pairs: Sequence[Pair], source_vocabulary: Vocabulary, target_vocabulary: Vocabulary
+) -> Batches:
+    """Lots (source, cible) de paires tirées au hasard, pour un traducteur ; voir `encode_pairs`."""
+    source, target = encode_pairs(pairs, source_vocabulary, target_vocabulary)
+    lengths = ((source != 0).sum(1) + (target != 0).sum(1)).numpy()
+
+    def batch(rng: np.random.Generator, n: int) -> tuple[Tensor, Tensor]:
+        # Un lot de paires de longueurs voisines a peu de remplissage ; chaque paire reste aussi probable.
+        order = rng.permutation(len(pairs))
+        order = order[lengths[order].argsort(kind="stable")]
+        picks = torch.from_numpy(order[(rng.integers(len(pairs)) + np.arange(n)) % len(pairs)])
+        return tuple(part[:, : int((part != 0).sum(1).max())] for part in (source[picks], target[picks]))
+
+    return batch

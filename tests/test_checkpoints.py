@@ -9,7 +9,7 @@ from safetensors.torch import save_file
 from minidalle import checkpoints
 from minidalle.checkpoints import find_weights, load_model, packaged_names, save_model
 from minidalle.errors import MinidalleError
-from minidalle.models.transformer import Transformer, TransformerConfig
+from minidalle.models.dalle import DALLE, DALLEConfig
 from minidalle.models.vqvae import VQVAE, VQVAEConfig
 
 
@@ -41,9 +41,9 @@ def test_same_weights_same_bytes(tmp_path, vqvae):
 
 
 def test_config_survives_with_its_types(tmp_path):
-    config = TransformerConfig(text_vocabulary=5, grid=(2, 3), width=8, layers=1, heads=2)
-    save_model(tmp_path / "t.safetensors", Transformer(config))
-    assert load_model(tmp_path / "t.safetensors", "transformer")[0].config == config
+    config = DALLEConfig(text_vocabulary=5, grid=(2, 3), width=8, layers=1, heads=2)
+    save_model(tmp_path / "t.safetensors", DALLE(config))
+    assert load_model(tmp_path / "t.safetensors", "dalle")[0].config == config
 
 
 def test_folders_and_packaged_names(tmp_path, vqvae, monkeypatch):
@@ -118,8 +118,8 @@ def test_bad_files_are_refused_by_name(tmp_path, write, message):
 
 def test_wrong_kind_and_missing_file_say_what_to_do(tmp_path, vqvae):
     save_model(tmp_path / "m.safetensors", vqvae)
-    with pytest.raises(MinidalleError, match="contient un modèle « vqvae », il faut un « transformer »"):
-        load_model(tmp_path / "m.safetensors", "transformer")
+    with pytest.raises(MinidalleError, match="contient un modèle « vqvae », il faut un « dalle »"):
+        load_model(tmp_path / "m.safetensors", "dalle")
     with pytest.raises(MinidalleError, match="absent.*introuvable.*dossier d'entraînement"):
         load_model(tmp_path / "absent")
 

@@ -23,7 +23,7 @@ from minidalle.cli import app
 from minidalle.data import openmoji
 from minidalle.data.captioned import CaptionedImages
 from minidalle.generation import TextToImage
-from minidalle.models.transformer import Transformer, TransformerConfig
+from minidalle.models.dalle import DALLE, DALLEConfig
 from minidalle.models.vqvae import VQVAE, VQVAEConfig
 from minidalle.text import Tokenizer
 from minidalle.training import TrainingConfig
@@ -47,7 +47,7 @@ SIZES = {
         "discriminator_width": 8,
         "discriminator_layers": 1,
     },
-    "transformer": {"width": 16, "layers": 1, "heads": 2, "text_length": 12},
+    "dalle": {"width": 16, "layers": 1, "heads": 2, "text_length": 12},
 }
 # Mots que Typer, Click ou le système mettraient, et que le français n'a pas.
 ENGLISH = re.compile(
@@ -73,7 +73,7 @@ def model(tmp_path_factory):
         vqvae.quantizer.codebook.mul_(30)
     tokenizer = Tokenizer.train(["un mouton à gauche d'un carré bleu", "trois pommes rouges"], 100)
     shared = {"text_vocabulary": len(tokenizer), "image_vocabulary": 16, "grid": (4, 4)}
-    transformer = Transformer(TransformerConfig(**shared | SIZES["transformer"]))
+    transformer = DALLE(DALLEConfig(**shared | SIZES["dalle"]))
     save_model(folder / "vqvae.safetensors", vqvae, size=str(SIDE))
     save_model(folder / "model.safetensors", transformer, tokenizer=tokenizer.to_json(), vqvae="vqvae")
     return folder
@@ -313,7 +313,7 @@ def test_unreadable_checkpoints(model):
     for name in ("tronque", "vide", "texte"):
         assert "lisible" in fail("generate", "un mouton", "--model", f"{name}.safetensors")
     assert "vqvae" in fail("generate", "un mouton", "--model", "seul.safetensors")
-    assert "transformer" in fail("generate", "un mouton", "--model", model / "vqvae.safetensors")
+    assert "dalle" in fail("generate", "un mouton", "--model", model / "vqvae.safetensors")
     assert "vqvae" in fail("tokens", "texte.safetensors", "--model", model)
 
 
@@ -549,7 +549,7 @@ def small_recipes(monkeypatch):
     for name, options in {
         "build_tokenizer": {"captions": 500},
         "measure_images": {"n": 8},
-        "measure_transformer": {"n": 8},
+        "measure_dalle": {"n": 8},
     }.items():
         monkeypatch.setattr(recipes, name, partial(getattr(recipes, name), **options))
 
@@ -612,7 +612,7 @@ def test_train_transformer_on_a_folder_then_generate(small_recipes, model):
     succeed("data", "export", "scenes", "paires", "-n", 6, "--size", SIDE)
     weights = model / "vqvae.safetensors"
     result = succeed(
-        "train", "transformer", "--data", "paires", "--out", "essai", "--size", SIDE, "--vqvae", weights
+        "train", "dalle", "--data", "paires", "--out", "essai", "--size", SIDE, "--vqvae", weights
     )
     assert openmoji.CREDIT not in result.stdout and "écart Δ" in result.stdout
     moved = Path("essai").rename("ailleurs")
@@ -623,7 +623,7 @@ def test_train_transformer_on_a_folder_then_generate(small_recipes, model):
     # Partir de ces poids, c'est aussi garder leur vocabulaire et leur VQ-VAE.
     succeed(
         "train",
-        "transformer",
+        "dalle",
         "--data",
         "scenes",
         "--out",
@@ -636,7 +636,7 @@ def test_train_transformer_on_a_folder_then_generate(small_recipes, model):
         1,
     )
     assert Path("suite/tokenizer.json").read_bytes() == Path("ailleurs/tokenizer.json").read_bytes()
-    assert "--size 16" in fail("train", "transformer", "--data", "scenes", "--out", "x", "--init", moved)
+    assert "--size 16" in fail("train", "dalle", "--data", "scenes", "--out", "x", "--init", moved)
 
 
 def test_init_starts_from_given_weights(small_recipes, model, monkeypatch):
@@ -648,19 +648,19 @@ def test_init_starts_from_given_weights(small_recipes, model, monkeypatch):
 
     monkeypatch.setattr("minidalle.training.train", spy)
     run(*VQVAE_ON_SCENES, "--out", "a", "--init", model / "vqvae.safetensors")
-    run("train", "transformer", "--data", "scenes", "--size", SIDE, "--out", "b", "--init", model)
+    run("train", "dalle", "--data", "scenes", "--size", SIDE, "--out", "b", "--init", model)
     for weights, name in zip(started, ("vqvae", "model"), strict=True):
         expected = load_file(model / f"{name}.safetensors")
         assert weights.keys() == expected.keys()
         assert all((weights[key] == expected[key]).all() for key in expected)
 
 
-@pytest.mark.parametrize("kind", ["vqvae", "transformer"])
+@pytest.mark.parametrize("kind", ["vqvae", "dalle"])
 def test_interrupted_training_resumes_bit_for_bit_with_nothing_said_again(
     small_recipes, model, monkeypatch, kind
 ):
     start = ["train", kind, "--data", "scenes", "--size", SIDE, "--seed", 5]
-    start += ["--vqvae", model / "vqvae.safetensors"] if kind == "transformer" else []
+    start += ["--vqvae", model / "vqvae.safetensors"] if kind == "dalle" else []
     succeed(*start, "--out", "entier")
 
     name = "image_batches" if kind == "vqvae" else "token_batches"
@@ -702,7 +702,7 @@ def test_resume_accepts_another_budget_and_the_same_options(small_recipes):
             ["vqvae", "--data", "openmoji", "--out", "essai", "--resume"],
             "« data » valait scenes, pas openmoji",
         ),
-        (["transformer", "--out", "essai", "--resume"], "« model » valait vqvae"),
+        (["dalle", "--out", "essai", "--resume"], "« model » valait vqvae"),
         (["--out", "essai", "--resume", "--seed", 1], "« seed » valait 0, pas 1"),
         (["--out", "essai", "--resume", "--precision", "bfloat16"], "« precision » valait rien"),
         (["--out", "absent", "--resume"], "Rien à reprendre"),
@@ -734,10 +734,10 @@ def test_resume_refuses_to_mix_trainings(small_recipes, args, expected):
         (["vqvae", "--data", "scenes", "--precision", "float8"], "Précision « float8 » inconnue"),
         (["vqvae", "--data", "scenes", "--init", "absent"], "« absent » introuvable"),
         (["vqvae", "--data", "vide"], "aucune image légendée"),
-        (["transformer", "--data", "vide", "--init", "MODELE", "--size", SIDE], "aucune image légendée"),
+        (["dalle", "--data", "vide", "--init", "MODELE", "--size", SIDE], "aucune image légendée"),
         (["vqvae", "--data", "scenes", "--vqvae", "MODELE/vqvae.safetensors"], "transformeur neuf"),
-        (["transformer", "--data", "scenes", "--vqvae", "fichier"], "safetensors"),
-        (["transformer", "--data", "scenes", "--vqvae", "absent"], "« absent » introuvable"),
+        (["dalle", "--data", "scenes", "--vqvae", "fichier"], "safetensors"),
+        (["dalle", "--data", "scenes", "--vqvae", "absent"], "« absent » introuvable"),
     ],
 )
 def test_train_refuses_what_is_impossible(small_recipes, model, args, expected):

@@ -8,7 +8,7 @@ from minidalle import checkpoints
 from minidalle.checkpoints import save_model
 from minidalle.errors import MinidalleError
 from minidalle.generation import TextToImage, pad, to_pixels, to_tensor
-from minidalle.models.transformer import Transformer, TransformerConfig
+from minidalle.models.dalle import DALLE, DALLEConfig
 from minidalle.models.vqvae import VQVAE, VQVAEConfig
 from minidalle.text import Tokenizer
 
@@ -20,10 +20,10 @@ def pieces(codes=12):
     tokenizer = Tokenizer.train(TEXTS, 80)
     vqvae = VQVAE(VQVAEConfig(channels=(8, 8), codes=12, code_dim=4))
     vqvae.quantizer.codebook.mul_(5)
-    config = TransformerConfig(
+    config = DALLEConfig(
         len(tokenizer), image_vocabulary=codes, text_length=8, grid=(3, 3), width=16, layers=1, heads=2
     )
-    return tokenizer, Transformer(config), vqvae
+    return tokenizer, DALLE(config), vqvae
 
 
 @pytest.fixture
@@ -91,7 +91,7 @@ def test_pieces_that_do_not_fit_are_refused(tmp_path):
     with pytest.raises(MinidalleError, match="a perdu son vocabulaire"):
         TextToImage.load(tmp_path / "seul.safetensors")
     save_model(tmp_path / "vq.safetensors", pieces()[2])
-    with pytest.raises(MinidalleError, match="il faut un « transformer »"):
+    with pytest.raises(MinidalleError, match="il faut un « dalle »"):
         TextToImage.load(tmp_path / "vq.safetensors")
 
 

@@ -24,8 +24,8 @@ def parts():
 def test_presets_build_and_unknown_ones_are_refused(parts):
     _, vqvae, tokenizer = parts
     assert recipes.build("vqvae", recipes.preset("vqvae", "mini").model).config.codes == 256
-    options = recipes.preset("transformer", "mini").model
-    built = recipes.build_transformer(options, tokenizer, vqvae, 32)
+    options = recipes.preset("dalle", "mini").model
+    built = recipes.build_dalle(options, tokenizer, vqvae, 32)
     assert built.config.grid == (4, 4) and built.config.image_vocabulary == 16
     for arguments in (("gan", "mini"), ("vqvae", "giga")):
         with pytest.raises(MinidalleError, match="inconnu ; choisir parmi"):
@@ -82,8 +82,8 @@ def test_vqvae_measures(parts):
 def test_delta_tells_a_model_that_reads(parts):
     source, vqvae, tokenizer = parts
     torch.manual_seed(0)
-    measure = recipes.measure_transformer(source, tokenizer, vqvae, 24, n=64)
-    model = recipes.build_transformer({"width": 32, "layers": 1, "text_length": 24}, tokenizer, vqvae, 32)
+    measure = recipes.measure_dalle(source, tokenizer, vqvae, 24, n=64)
+    model = recipes.build_dalle({"width": 32, "layers": 1, "text_length": 24}, tokenizer, vqvae, 32)
     blind = measure(model.eval())
     assert abs(blind["delta"]) < 0.5
     # On fait apprendre par cœur les images mesurées, avec leurs légendes : l'écart doit devenir net.

@@ -107,8 +107,8 @@ def measure(data: str) -> Callable[[nn.Module], dict[str, float]]:
     )
 
 
-def make_transformer(name: str) -> bool:
-    preset = recipes.preset("transformer", "reference")
+def make_dalle(name: str) -> bool:
+    preset = recipes.preset("dalle", "reference")
     vqvae, _ = load_model("scenes-vqvae", "vqvae")
     # Un transformeur ne reprend pas sur d'autres yeux que les siens.
     eyes, known = digest(WEIGHTS / "scenes-vqvae.safetensors"), RUNS / name / "vqvae.sha256"
@@ -118,9 +118,9 @@ def make_transformer(name: str) -> bool:
         file.write(eyes)
     source = Scenes("train", SIZE)
     tokenizer = recipes.build_tokenizer(source)
-    transformer = recipes.build_transformer(preset.model, tokenizer, vqvae, SIZE)
+    transformer = recipes.build_dalle(preset.model, tokenizer, vqvae, SIZE)
     length = transformer.config.text_length
-    measure = recipes.measure_transformer(Scenes("test", SIZE), tokenizer, vqvae, length, n=512)
+    measure = recipes.measure_dalle(Scenes("test", SIZE), tokenizer, vqvae, length, n=512)
     batches = recipes.token_batches(source, tokenizer, vqvae, length)
     result = fit(name, transformer, batches, preset, measure)
     if result.finished:
@@ -129,7 +129,7 @@ def make_transformer(name: str) -> bool:
     return result.finished
 
 
-STAGES = dict.fromkeys(AUTOENCODERS, make_autoencoder) | {"scenes": make_transformer}
+STAGES = dict.fromkeys(AUTOENCODERS, make_autoencoder) | {"scenes": make_dalle}
 
 
 def fit(name: str, model: nn.Module, batches, preset: recipes.Preset, measure) -> Result:

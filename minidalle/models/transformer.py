@@ -1,11 +1,11 @@
-"""Transformeur causal : il lit une légende, puis écrit une image jeton par jeton.
+"""Le Transformer de 2017, en piles de blocs : un encodeur, un décodeur, et ce que l'on en fait.
 
-La suite est celle de DALL·E : d'abord le texte, complété à longueur fixe par un jeton de remplissage
-que sa position rend unique, puis les jetons d'image ligne à ligne. Chaque position ne voit que ce qui
-la précède. Les positions d'image sont la somme d'un plongement de ligne et d'un plongement de colonne.
+Un bloc fait parler les positions entre elles (attention), puis réfléchir chacune de son côté (sous-réseau
+dense) ; tout s'ajoute à un flux résiduel. Le même `Decoder` sert au traducteur, au modèle de langue, à
+DALL·E et à DALL·E mini.
 
-Sources : Vaswani et coll. (2017) pour le bloc, Radford et coll. (2019) pour la normalisation en
-amont, Ramesh et coll. (2021) pour la suite texte + image.
+Sources : Vaswani et coll. (2017), section 3 ; Radford et coll. (2019) pour la normalisation en amont ; Press
+et Wolf (2017) pour la tête liée ; Szegedy et coll. (2016) pour le lissage d'étiquettes.
 """
 
 import math
@@ -16,219 +16,459 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from minidalle.errors import MinidalleError
+from minidalle.models.attention import KeyValueCache, MultiHeadAttention, padding_mask, sinusoidal
 
+POSITIONS = ("learned", "sinusoidal", "rotary", "none")
 
-@dataclass(frozen=True, slots=True)
-class TransformerConfig:
-    """Tailles d'un transformeur texte + image.
-
-    Attributes:
-        text_vocabulary: nombre de jetons de texte ; le jeton 0 est le remplissage.
-        image_vocabulary: nombre K de jetons d'image.
-        text_length: positions réservées au texte.
-        grid: lignes et colonnes de la grille d'image.
-        width: dimension d du flux résiduel.
-        layers: nombre de blocs.
-        heads: têtes d'attention ; divise `width`.
-        dropout: part des activations mises à zéro à l'entraînement.
-    """
-
-    text_vocabulary: int
-    image_vocabulary: int = 1024
-    text_length: int = 32
-    grid: tuple[int, int] = (8, 8)
-    width: int = 256
-    layers: int = 4
-    heads: int = 4
-    dropout: float = 0.0
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "grid", tuple(self.grid))
-        sizes = (self.text_vocabulary, self.image_vocabulary, self.text_length, self.width, self.layers)
-        if min(*sizes, self.heads, *self.grid) < 1 or self.width % self.heads:
-            raise MinidalleError(
-                "Un transformeur veut des tailles d'au moins 1, et une largeur multiple du nombre de têtes."
-            )
-
-    @property
-    def image_length(self) -> int:
-        """Nombre N de jetons d'image."""
-        return self.grid[0] * self.grid[1]
-
-
-class KeyValueCache:
-    """Clés et valeurs déjà calculées, dans des tableaux alloués une fois pour toutes.
-
-    Args:
-        batch, length: nombre de suites et longueur maximale.
-        config: donne le nombre de couches et de têtes.
-    """
-
-    def __init__(self, config: TransformerConfig, batch: int, length: int) -> None:
-        shape = (config.layers, batch, config.heads, length, config.width // config.heads)
-        self.keys, self.values = torch.empty(shape), torch.empty(shape)
-        self.length = 0  # positions déjà remplies
-
-    def extend(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        """Range les clés et valeurs (B, H, T, d/H) des nouvelles positions ; rend toutes celles connues."""
-        stop = self.length + keys.shape[2]
-        self.keys[layer, :, :, self.length : stop] = keys
-        self.values[layer, :, :, self.length : stop] = values
-        return self.keys[layer, :, :, :stop], self.values[layer, :, :, :stop]
-
-
-class Attention(nn.Module):
-    """Auto-attention causale à plusieurs têtes : (B, T, d) → (B, T, d)."""
-
-    def __init__(self, config: TransformerConfig) -> None:
-        super().__init__()
-        self.heads = config.heads
-        self.dropout = config.dropout
-        self.queries_keys_values = nn.Linear(config.width, 3 * config.width)
-        self.output = nn.Linear(config.width, config.width)
-
-    def forward(self, x: Tensor, layer: int, cache: KeyValueCache | None) -> Tensor:
-        batch, length, width = x.shape
-        parts = self.queries_keys_values(x).view(batch, length, 3, self.heads, width // self.heads)
-        # Calcul en simple précision : en bfloat16, la passe arrière de l'attention est dix fois plus
-        # lente sur processeur (mesuré), et le softmax y perd des décimales.
-        q, k, v = parts.float().permute(2, 0, 3, 1, 4)
-        first = cache is None or cache.length == 0
-        if cache is not None:
-            k, v = cache.extend(layer, k, v)
-        if not first and length > 1:
-            raise MinidalleError("Avec un cache déjà rempli, avancer d'un seul jeton à la fois.")
-        with torch.autocast(x.device.type, enabled=False):
-            # Un jeton seul voit tout ce qui le précède : le masque causal ne sert qu'aux passes entières.
-            seen = F.scaled_dot_product_attention(
-                q, k, v, is_causal=first and length > 1, dropout_p=self.dropout if self.training else 0.0
-            )
-        return self.output(seen.transpose(1, 2).reshape(batch, length, width))
+# --- les piles ------------------------------------------------------------------------------------
 
 
 class Block(nn.Module):
-    """x + attention(norm(x)), puis x + dense(norm(x)) : le flux résiduel n'est jamais normalisé."""
+    """Auto-attention, attention croisée s'il y a lieu, puis sous-réseau dense, chacun ajouté au flux.
 
-    def __init__(self, config: TransformerConfig) -> None:
+    En amont (« pre »), x + f(norm(x)) : le flux n'est jamais normalisé. En aval (« post »), comme
+    dans l'article, norm(x + f(x)).
+
+    Args:
+        width, heads: voir `MultiHeadAttention`.
+        cross: ajoute l'attention croisée.
+        dropout: part des activations mise à zéro à l'entraînement.
+        norm: « pre » ou « post ».
+        rotary: positions par rotation.
+
+    Raises:
+        MinidalleError: réglage impossible.
+    """
+
+    def __init__(
+        self,
+        width: int,
+        heads: int,
+        *,
+        cross: bool = False,
+        dropout: float = 0.0,
+        norm: str = "pre",
+        rotary: bool = False,
+    ) -> None:
         super().__init__()
-        self.attention_norm = nn.LayerNorm(config.width)
-        self.attention = Attention(config)
-        self.dense_norm = nn.LayerNorm(config.width)
-        self.dense = nn.Sequential(
-            nn.Linear(config.width, 4 * config.width),
-            nn.GELU(),
-            nn.Linear(4 * config.width, config.width),
+        if norm not in ("pre", "post"):
+            raise MinidalleError(f"Normalisation « {norm} » inconnue : choisir « pre » ou « post ».")
+        self.norm = norm
+        self.attention_norm = nn.LayerNorm(width)
+        self.attention = MultiHeadAttention(width, heads, dropout=dropout, rotary=rotary)
+        self.cross_norm = nn.LayerNorm(width) if cross else None
+        self.cross_attention = (
+            MultiHeadAttention(width, heads, cross=True, dropout=dropout) if cross else None
         )
-        self.dropout = nn.Dropout(config.dropout)
+        self.dense_norm = nn.LayerNorm(width)
+        self.dense = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
+        self.dropout = nn.Dropout(dropout)
 
-    def forward(self, x: Tensor, layer: int = 0, cache: KeyValueCache | None = None) -> Tensor:
-        x = x + self.dropout(self.attention(self.attention_norm(x), layer, cache))
-        return x + self.dropout(self.dense(self.dense_norm(x)))
+    def forward(
+        self,
+        x: Tensor,
+        memory: Tensor | None = None,
+        *,
+        mask: Tensor | None = None,
+        memory_mask: Tensor | None = None,
+        causal: bool = False,
+        caches: tuple[KeyValueCache | None, KeyValueCache | None] = (None, None),
+    ) -> Tensor:
+        """Flux (B, T, d) → (B, T, d) ; masques et caches : l'auto-attention, puis l'attention croisée."""
+        own, crossed = caches
+        x = self._add(x, self.attention_norm, self.attention, mask=mask, causal=causal, cache=own)
+        if self.cross_attention is not None:
+            options = {"memory": memory, "mask": memory_mask, "cache": crossed}
+            x = self._add(x, self.cross_norm, self.cross_attention, **options)
+        return self._add(x, self.dense_norm, self.dense)
+
+    def _add(self, x: Tensor, norm: nn.Module, layer: nn.Module, **options: object) -> Tensor:
+        if self.norm == "pre":
+            return x + self.dropout(layer(norm(x), **options))
+        return norm(x + self.dropout(layer(x, **options)))
 
 
-class Transformer(nn.Module):
-    """Loi de chaque jeton d'image sachant la légende et les jetons précédents."""
+class Encoder(nn.Module):
+    """Pile de blocs où chaque position voit toutes les autres : (B, S, d) → (B, S, d).
 
-    Config = TransformerConfig
+    Args:
+        width, heads: voir `MultiHeadAttention`.
+        layers: nombre de blocs.
+        options: celles de `Block`.
+    """
 
-    def __init__(self, config: TransformerConfig) -> None:
+    def __init__(self, width: int, layers: int, heads: int, **options: object) -> None:
         super().__init__()
-        self.config = config
-        width, (rows, columns) = config.width, config.grid
-        self.text_embedding = nn.Embedding(config.text_vocabulary, width)
-        self.text_position = nn.Embedding(config.text_length, width)
-        # Le dernier numéro est le jeton de départ, lu avant le premier jeton d'image.
-        self.image_embedding = nn.Embedding(config.image_vocabulary + 1, width)
-        self.row_position = nn.Embedding(rows, width)
-        self.column_position = nn.Embedding(columns, width)
-        self.blocks = nn.ModuleList(Block(config) for _ in range(config.layers))
-        self.norm = nn.LayerNorm(width)
-        self.head = nn.Linear(width, config.image_vocabulary, bias=False)
-        self.apply(self._initialize)
+        self.blocks, self.norm = _stack(width, layers, heads, **options)
 
-    def _initialize(self, module: nn.Module) -> None:
+    def forward(self, x: Tensor, *, mask: Tensor | None = None) -> Tensor:
+        for block in self.blocks:
+            x = block(x, mask=mask)
+        return self.norm(x)
+
+
+class DecoderState:
+    """Ce qu'un `Decoder` retient d'un appel à l'autre.
+
+    Attributes:
+        caches: par bloc, ceux de l'auto-attention et de l'attention croisée.
+        memory_mask: positions visibles de la suite interrogée.
+        last: (B,) jeton que le premier pas d'écriture lira, ou None.
+    """
+
+    def __init__(self, layers: int, capacity: int, memory: Tensor | None, memory_mask: Tensor | None) -> None:
+        self.memory, self.memory_mask = memory, memory_mask
+        self.last: Tensor | None = None
+        crossed = 0 if memory is None else memory.shape[1]
+        self.caches = [(KeyValueCache(capacity), KeyValueCache(crossed)) for _ in range(layers)]
+
+    @property
+    def length(self) -> int:
+        """Nombre de positions déjà lues."""
+        return self.caches[0][0].length
+
+    def select(self, rows: Tensor) -> None:
+        """Remplace les suites du lot par celles de numéros `rows` (B',), dans cet ordre."""
+        for cache in (cache for pair in self.caches for cache in pair):
+            cache.select(rows)
+        for name in ("memory", "memory_mask", "last"):
+            if getattr(self, name) is not None:
+                setattr(self, name, getattr(self, name)[rows])
+
+
+class Decoder(nn.Module):
+    """Pile de blocs causaux : aucune position ne voit celles qui la suivent.
+
+    Args:
+        cross: ses blocs interrogent aussi une autre suite.
+        width, layers, heads, options: voir `Encoder`.
+    """
+
+    def __init__(
+        self, width: int, layers: int, heads: int, *, cross: bool = False, **options: object
+    ) -> None:
+        super().__init__()
+        self.blocks, self.norm = _stack(width, layers, heads, cross=cross, **options)
+
+    def forward(
+        self,
+        x: Tensor,
+        memory: Tensor | None = None,
+        *,
+        mask: Tensor | None = None,
+        memory_mask: Tensor | None = None,
+        state: DecoderState | None = None,
+    ) -> Tensor:
+        """Flux (B, T, d) → (B, T, d).
+
+        Args:
+            x: toutes les positions, ou avec `state` celles qui suivent les positions déjà lues.
+            memory: (B, S, d), la sortie de l'encodeur ; inutile avec `state`.
+            mask: positions visibles, en plus de la causalité, diffusable vers (B, H, T, T).
+            memory_mask: positions de `memory` visibles, diffusable vers (B, H, T, S) ; inutile avec `state`.
+            state: celui de `start`, complété sur place.
+        """
+        if state is not None:
+            memory, memory_mask = state.memory, state.memory_mask
+        for i, block in enumerate(self.blocks):
+            caches = (None, None) if state is None else state.caches[i]
+            options = {"mask": mask, "memory_mask": memory_mask, "causal": True, "caches": caches}
+            x = block(x, memory, **options)
+        return self.norm(x)
+
+    def start(
+        self, capacity: int, memory: Tensor | None = None, memory_mask: Tensor | None = None
+    ) -> DecoderState:
+        """État vide, pour lire jusqu'à `capacity` positions."""
+        return DecoderState(len(self.blocks), capacity, memory, memory_mask)
+
+
+def initialize(model: nn.Module) -> None:
+    """Poids de départ de GPT-2 : gaussiens d'écart-type 0,02, biais nuls, plus petits en sortie de bloc."""
+    for module in model.modules():
         if isinstance(module, nn.Linear | nn.Embedding):
             nn.init.normal_(module.weight, std=0.02)
             if getattr(module, "bias", None) is not None:
                 nn.init.zeros_(module.bias)
-        if isinstance(module, Block):
-            # Chaque bloc ajoute deux termes au flux : les réduire garde sa variance constante (GPT-2).
-            for layer in (module.attention.output, module.dense[2]):
-                nn.init.normal_(layer.weight, std=0.02 / math.sqrt(2 * self.config.layers))
+    for stack in (m for m in model.modules() if isinstance(m, Encoder | Decoder)):
+        for block in stack.blocks:
+            outputs = [block.attention.output, block.dense[2]]
+            outputs += [block.cross_attention.output] if block.cross_attention is not None else []
+            # Chaque ajout grossit le flux : les réduire garde sa variance constante quel que soit leur nombre.
+            for layer in outputs:
+                nn.init.normal_(layer.weight, std=0.02 / math.sqrt(len(outputs) * len(stack.blocks)))
 
-    def forward(self, text: Tensor, image: Tensor) -> Tensor:
-        """Passe d'entraînement, toutes les positions à la fois.
 
-        Args:
-            text: (B, text_length), int64, complété par des 0.
-            image: (B, N) ou (B, lignes, colonnes), int64 dans [0, K).
+def _stack(
+    width: int, layers: int, heads: int, norm: str = "pre", **options: object
+) -> tuple[nn.ModuleList, nn.Module]:
+    if layers < 1:
+        raise MinidalleError(f"{layers} couche : une pile en veut au moins une.")
+    blocks = nn.ModuleList(Block(width, heads, norm=norm, **options) for _ in range(layers))
+    # En aval, le dernier bloc a déjà normalisé.
+    return blocks, nn.LayerNorm(width) if norm == "pre" else nn.Identity()
 
-        Returns:
-            Logits (B, N, K) : la ligne i donne la loi du jeton i sachant le texte et les jetons < i.
+
+# --- les modèles ----------------------------------------------------------------------------------
+
+
+class TokenEmbedding(nn.Module):
+    """Jetons (B, T) → vecteurs (B, T, d) : un plongement par jeton, et sa position.
+
+    Des positions « learned » sont un plongement par position ; « sinusoidal », des sinus, de taille 1 : les
+    plongements des jetons sont alors multipliés par √d (section 3.4) ; « rotary » ou « none », rien ici.
+
+    Args:
+        vocabulary: nombre de jetons.
+        config: tailles.
+    """
+
+    def __init__(self, vocabulary: int, config: "LanguageModelConfig | TransformerConfig") -> None:
+        super().__init__()
+        width, self.length = config.width, config.length
+        self.tokens = nn.Embedding(vocabulary, width)
+        self.scale = math.sqrt(width) if config.positions == "sinusoidal" else 1.0
+        self.positions = nn.Embedding(self.length, width) if config.positions == "learned" else None
+        waves = sinusoidal(self.length, width) if config.positions == "sinusoidal" else None
+        self.register_buffer("waves", waves, persistent=False)
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(self, tokens: Tensor, first: int = 0) -> Tensor:
+        """`tokens` : (B, T), int64, le premier à la position `first`.
 
         Raises:
-            MinidalleError: texte ou image d'une autre longueur.
+            MinidalleError: suite vide ou trop longue, jeton hors du vocabulaire.
         """
-        image = image.flatten(1)
-        if image.shape[1] != self.config.image_length:
+        stop = first + tokens.shape[-1]
+        if tokens.ndim != 2 or tokens.is_floating_point() or not first < stop <= self.length:
             raise MinidalleError(
-                f"Une image compte {self.config.image_length} jetons ici, pas {image.shape[1]}."
+                f"Jetons de forme {tuple(tokens.shape)} à partir de la position {first} : donner des entiers (B, T), "
+                f"de 1 à {self.length} positions en tout."
             )
-        start = torch.full_like(image[:, :1], self.config.image_vocabulary)
-        previous = torch.cat([start, image[:, :-1]], dim=1)
-        x = torch.cat([self._embed_text(text), self._embed_image(previous, 0)], dim=1)
-        for layer, block in enumerate(self.blocks):
-            x = block(x, layer)
-        return self.head(self.norm(x[:, self.config.text_length :]))
+        try:
+            x = self.tokens(tokens) * self.scale
+        except IndexError as error:
+            raise _unknown(self.tokens.num_embeddings) from error
+        table = self.waves if self.positions is None else self.positions.weight
+        return self.dropout(x if table is None else x + table[first:stop])
 
-    def loss(self, text: Tensor, image: Tensor) -> dict[str, Tensor]:
-        """Entropie croisée moyenne, en nats par jeton d'image."""
-        return {"loss": self.nats(text, image).mean() / self.config.image_length}
 
-    def nats(self, text: Tensor, image: Tensor) -> Tensor:
-        """−ln p(image | texte) de chaque couple, en nats par image → (B,)."""
-        logits = self(text, image).flatten(0, 1).float()
-        by_token = F.cross_entropy(logits, image.flatten(), reduction="none")
-        return by_token.view(len(image), -1).sum(1)
+class Writer(nn.Module):
+    """Ce qui écrit des jetons : plongements, décodeur, et couche finale, qui donne un logit à chaque jeton.
 
-    def start(self, text: Tensor) -> KeyValueCache:
-        """Lit le texte (B, text_length) une fois pour toutes et rend le cache qui s'en souvient."""
-        cache = KeyValueCache(self.config, len(text), self.config.text_length + self.config.image_length)
-        self._advance(self._embed_text(text), cache)
-        return cache
+    Args:
+        config: tailles.
+        vocabulary: nombre V de jetons qu'il peut écrire.
+        cross: le décodeur interroge aussi une autre suite.
+    """
 
-    def step(self, previous: Tensor | None, cache: KeyValueCache) -> Tensor:
-        """Logits (B, K) du jeton suivant.
+    def __init__(
+        self, config: "LanguageModelConfig | TransformerConfig", vocabulary: int, *, cross: bool = False
+    ) -> None:
+        super().__init__()
+        self.config = config
+        self.embedding = TokenEmbedding(vocabulary, config)
+        self.decoder = Decoder(config.width, config.layers, config.heads, cross=cross, **_options(config))
+        self.head = None if config.tied else nn.Linear(config.width, vocabulary, bias=False)
+
+    def step(self, previous: Tensor | None, state: DecoderState) -> Tensor:
+        """Logits (B, V) du jeton suivant.
 
         Args:
             previous: (B,) jeton qu'on vient d'écrire ; None pour demander le premier.
-            cache: celui de `start`, complété à chaque appel.
+            state: celui de `start`, complété à chaque appel.
         """
-        if previous is None:
-            previous = torch.full((cache.keys.shape[1],), self.config.image_vocabulary)
-        position = cache.length - self.config.text_length
-        x = self._advance(self._embed_image(previous[:, None], position), cache)
-        return self.head(self.norm(x[:, 0]))
+        previous = state.last if previous is None else previous
+        x = self.embedding(previous[:, None], state.length)
+        return self._logits(self.decoder(x, state=state)[:, 0])
 
-    def _advance(self, x: Tensor, cache: KeyValueCache) -> Tensor:
-        for layer, block in enumerate(self.blocks):
-            x = block(x, layer, cache)
-        cache.length += x.shape[1]
-        return x
+    def _logits(self, x: Tensor) -> Tensor:
+        """Sortie du décodeur (..., d) → (..., V) ; liée, la couche finale est la table des plongements."""
+        return F.linear(x, (self.head or self.embedding.tokens).weight)
 
-    def _embed_text(self, text: Tensor) -> Tensor:
-        if text.ndim != 2 or text.shape[1] != self.config.text_length:
+
+def cross_entropy(logits: Tensor, targets: Tensor, smoothing: float = 0.0) -> Tensor:
+    """Entropie croisée moyenne en nats par jeton, sans compter le remplissage.
+
+    Args:
+        logits: (..., V).
+        targets: (...), int64 ; 0 est ignoré.
+        smoothing: part ε de la cible répartie également entre les V jetons.
+
+    Raises:
+        MinidalleError: rien que du remplissage, ou jeton hors du vocabulaire.
+    """
+    if not targets.any():
+        raise MinidalleError("Rien à prédire : les suites sont vides ou ne contiennent que du remplissage.")
+    logits, targets = logits.flatten(0, -2).float(), targets.flatten()
+    try:
+        return F.cross_entropy(logits, targets, ignore_index=0, label_smoothing=smoothing)
+    except IndexError as error:
+        raise _unknown(logits.shape[-1]) from error
+
+
+@dataclass(frozen=True, slots=True)
+class LanguageModelConfig:
+    """Tailles d'un modèle de langue.
+
+    Attributes:
+        vocabulary: nombre V de jetons ; le jeton 0 est le remplissage.
+        length: positions d'une suite, au plus.
+        width: dimension d du flux résiduel.
+        layers: nombre de blocs.
+        heads: têtes d'attention ; divise `width`.
+        positions: « learned », « sinusoidal », « rotary » ou « none » ; voir `TokenEmbedding`.
+        norm: « pre » ou « post » ; voir `Block`.
+        tied: la couche finale est la table des plongements.
+        dropout: part des activations mise à zéro à l'entraînement.
+        smoothing: lissage ε des étiquettes.
+    """
+
+    vocabulary: int
+    length: int = 256
+    width: int = 256
+    layers: int = 4
+    heads: int = 4
+    positions: str = "learned"
+    norm: str = "pre"
+    tied: bool = True
+    dropout: float = 0.0
+    smoothing: float = 0.0
+
+    def __post_init__(self) -> None:
+        _check(self, self.vocabulary)
+
+
+class LanguageModel(Writer):
+    """Décodeur seul : la loi de chaque jeton sachant ceux qui le précèdent."""
+
+    Config = LanguageModelConfig
+
+    def __init__(self, config: LanguageModelConfig) -> None:
+        super().__init__(config, config.vocabulary)
+        initialize(self)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Jetons (B, T) → logits (B, T, V) : la ligne i donne la loi du jeton i + 1 sachant les jetons ≤ i.
+
+        Raises:
+            MinidalleError: suite vide ou trop longue, jeton hors du vocabulaire.
+        """
+        return self._logits(self.decoder(self.embedding(tokens)))
+
+    def loss(self, tokens: Tensor) -> dict[str, Tensor]:
+        """Entropie croisée moyenne, en nats par jeton à prédire : tous, sauf le premier et le remplissage."""
+        return {"loss": cross_entropy(self(tokens[:, :-1]), tokens[:, 1:], self.config.smoothing)}
+
+    def start(self, prompt: Tensor) -> DecoderState:
+        """Lit une invite (B, T), T ≥ 1, et rend l'état qui s'en souvient.
+
+        Raises:
+            MinidalleError: celles de `forward`, et du remplissage dans l'invite.
+        """
+        if (prompt == 0).any():
+            raise MinidalleError("Du remplissage dans l'invite : grouper les invites de même longueur.")
+        state = self.decoder.start(self.config.length)
+        x = self.embedding(prompt)
+        if prompt.shape[1] > 1:
+            self.decoder(x[:, :-1], state=state)
+        state.last = prompt[:, -1]
+        return state
+
+
+@dataclass(frozen=True, slots=True)
+class TransformerConfig:
+    """Tailles d'un encodeur–décodeur.
+
+    Attributes:
+        source_vocabulary, target_vocabulary: nombres de jetons des deux langues ; le jeton 0 est le remplissage.
+        start: jeton que le décodeur lit avant d'écrire.
+        length: positions de chacune des deux suites, au plus.
+        layers: nombre de blocs de l'encodeur, et du décodeur.
+        width, heads, positions, norm, tied, dropout, smoothing: voir `LanguageModelConfig`.
+    """
+
+    source_vocabulary: int
+    target_vocabulary: int
+    start: int = 2
+    length: int = 64
+    width: int = 128
+    layers: int = 2
+    heads: int = 4
+    positions: str = "learned"
+    norm: str = "pre"
+    tied: bool = True
+    dropout: float = 0.0
+    smoothing: float = 0.0
+
+    def __post_init__(self) -> None:
+        _check(self, self.source_vocabulary, self.target_vocabulary)
+        if not 0 <= self.start < self.target_vocabulary:
             raise MinidalleError(
-                f"Texte de forme {tuple(text.shape)} : il faut (B, {self.config.text_length})."
+                f"Jeton de départ {self.start} hors du vocabulaire : donner un de ses numéros."
             )
-        return self.text_embedding(text) + self.text_position.weight
 
-    def _embed_image(self, previous: Tensor, first: int) -> Tensor:
-        """Plongements des jetons lus aux positions `first`, `first` + 1…
 
-        La position ajoutée est celle du jeton à prédire, un cran plus loin que le jeton lu.
+class Transformer(Writer):
+    """Encodeur–décodeur : la loi de chaque jeton écrit sachant la suite lue et ceux qui le précèdent."""
+
+    Config = TransformerConfig
+
+    def __init__(self, config: TransformerConfig) -> None:
+        super().__init__(config, config.target_vocabulary, cross=True)
+        self.source_embedding = TokenEmbedding(config.source_vocabulary, config)
+        self.encoder = Encoder(config.width, config.layers, config.heads, **_options(config))
+        initialize(self)
+
+    def forward(self, source: Tensor, target: Tensor) -> Tensor:
+        """Passe d'entraînement, toutes les positions à la fois.
+
+        Args:
+            source: (B, S), int64, complétée par des 0.
+            target: (B, T), int64, complétée par des 0 ; le premier est le jeton de départ.
+
+        Returns:
+            Logits (B, T, V) : la ligne i donne la loi du jeton i + 1 sachant la source et les jetons ≤ i.
+
+        Raises:
+            MinidalleError: suite vide ou trop longue, jeton hors du vocabulaire, lots de tailles différentes.
         """
-        positions = torch.arange(first, first + previous.shape[1])
-        columns = self.config.grid[1]
-        where = self.row_position(positions // columns) + self.column_position(positions % columns)
-        return self.image_embedding(previous) + where
+        if len(source) != len(target):
+            raise MinidalleError(f"{len(source)} source(s) et {len(target)} cible(s) : une cible par source.")
+        # Un remplissage à droite n'a pas besoin de masque : la causalité le cache à tous ceux qui comptent.
+        memory, memory_mask = self.encode(source), padding_mask(source)
+        return self._logits(self.decoder(self.embedding(target), memory, memory_mask=memory_mask))
+
+    def loss(self, source: Tensor, target: Tensor) -> dict[str, Tensor]:
+        """Entropie croisée moyenne, en nats par jeton à prédire : tous, sauf celui de départ et le remplissage."""
+        return {"loss": cross_entropy(self(source, target[:, :-1]), target[:, 1:], self.config.smoothing)}
+
+    def encode(self, source: Tensor) -> Tensor:
+        """Source (B, S) → vecteurs (B, S, d), en une passe."""
+        return self.encoder(self.source_embedding(source), mask=padding_mask(source))
+
+    def start(self, source: Tensor) -> DecoderState:
+        """Lit la source (B, S) une fois pour toutes et rend l'état qui s'en souvient."""
+        state = self.decoder.start(self.config.length, self.encode(source), padding_mask(source))
+        state.last = torch.full_like(source[:, 0], self.config.start)
+        return state
+
+
+def _unknown(vocabulary: int) -> MinidalleError:
+    return MinidalleError(f"Jeton hors du vocabulaire : donner des numéros de 0 à {vocabulary - 1}.")
+
+
+def _options(config: LanguageModelConfig | TransformerConfig) -> dict[str, object]:
+    return {"dropout": config.dropout, "norm": config.norm, "rotary": config.positions == "rotary"}
+
+
+def _check(config: object, *vocabularies: int) -> None:
+    sizes = (*vocabularies, config.length, config.width, config.layers, config.heads)
+    if min(sizes) < 1 or config.width % config.heads:
+        raise MinidalleError("Il faut des tailles d'au moins 1, et une largeur multiple du nombre de têtes.")
+    if config.positions not in POSITIONS:
+        raise MinidalleError(
+            f"Positions « {config.positions} » inconnues : choisir parmi {', '.join(POSITIONS)}."
+        )
+    if not (0 <= config.dropout < 1 and 0 <= config.smoothing < 1):
+        raise MinidalleError("L'abandon et le lissage sont des parts, dans [0, 1[.")

@@ -1,0 +1,140 @@
+"""DALL·E en petit : un transformeur causal lit une légende, puis écrit une image jeton par jeton.
+
+Une suite unique : d'abord le texte, complété à longueur fixe par un jeton de remplissage que sa position
+rend unique, puis les jetons d'image ligne à ligne. Chaque position ne voit que ce qui la précède.
+
+Source : Ramesh et coll. (2021), sections 2.2 et B.1.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from minidalle.errors import MinidalleError
+from minidalle.models.attention import GridPositions
+from minidalle.models.transformer import Decoder, DecoderState, initialize
+
+
+@dataclass(frozen=True, slots=True)
+class DALLEConfig:
+    """Tailles d'un transformeur texte + image.
+
+    Attributes:
+        text_vocabulary: nombre de jetons de texte ; le jeton 0 est le remplissage.
+        image_vocabulary: nombre K de jetons d'image.
+        text_length: positions réservées au texte.
+        grid: lignes et colonnes de la grille d'image.
+        width: dimension d du flux résiduel.
+        layers: nombre de blocs.
+        heads: têtes d'attention ; divise `width`.
+        dropout: part des activations mises à zéro à l'entraînement.
+    """
+
+    text_vocabulary: int
+    image_vocabulary: int = 1024
+    text_length: int = 32
+    grid: tuple[int, int] = (8, 8)
+    width: int = 256
+    layers: int = 4
+    heads: int = 4
+    dropout: float = 0.0
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "grid", tuple(self.grid))
+        sizes = (self.text_vocabulary, self.image_vocabulary, self.text_length, self.width, self.layers)
+        if min(*sizes, self.heads, *self.grid) < 1 or self.width % self.heads:
+            raise MinidalleError(
+                "Un transformeur veut des tailles d'au moins 1, et une largeur multiple du nombre de têtes."
+            )
+
+    @property
+    def image_length(self) -> int:
+        """Nombre N de jetons d'image."""
+        return self.grid[0] * self.grid[1]
+
+
+class DALLE(nn.Module):
+    """Loi de chaque jeton d'image sachant la légende et les jetons précédents."""
+
+    Config = DALLEConfig
+
+    def __init__(self, config: DALLEConfig) -> None:
+        super().__init__()
+        self.config = config
+        width = config.width
+        self.text_embedding = nn.Embedding(config.text_vocabulary, width)
+        self.text_position = nn.Embedding(config.text_length, width)
+        # Le dernier numéro est le jeton de départ, lu avant le premier jeton d'image.
+        self.image_embedding = nn.Embedding(config.image_vocabulary + 1, width)
+        self.image_position = GridPositions(*config.grid, width)
+        self.decoder = Decoder(width, config.layers, config.heads, dropout=config.dropout)
+        self.head = nn.Linear(width, config.image_vocabulary, bias=False)
+        initialize(self)
+
+    def forward(self, text: Tensor, image: Tensor) -> Tensor:
+        """Passe d'entraînement, toutes les positions à la fois.
+
+        Args:
+            text: (B, text_length), int64, complété par des 0.
+            image: (B, N) ou (B, lignes, colonnes), int64 dans [0, K).
+
+        Returns:
+            Logits (B, N, K) : la ligne i donne la loi du jeton i sachant le texte et les jetons < i.
+
+        Raises:
+            MinidalleError: texte ou image d'une autre longueur.
+        """
+        image = image.flatten(1)
+        if image.shape[1] != self.config.image_length:
+            raise MinidalleError(
+                f"Une image compte {self.config.image_length} jetons ici, pas {image.shape[1]}."
+            )
+        start = torch.full_like(image[:, :1], self.config.image_vocabulary)
+        previous = torch.cat([start, image[:, :-1]], dim=1)
+        x = torch.cat([self._embed_text(text), self._embed_image(previous, 0)], dim=1)
+        return self.head(self.decoder(x)[:, self.config.text_length :])
+
+    def loss(self, text: Tensor, image: Tensor) -> dict[str, Tensor]:
+        """Entropie croisée moyenne, en nats par jeton d'image."""
+        return {"loss": self.nats(text, image).mean() / self.config.image_length}
+
+    def nats(self, text: Tensor, image: Tensor) -> Tensor:
+        """−ln p(image | texte) de chaque couple, en nats par image → (B,)."""
+        logits = self(text, image).flatten(0, 1).float()
+        by_token = F.cross_entropy(logits, image.flatten(), reduction="none")
+        return by_token.view(len(image), -1).sum(1)
+
+    def start(self, text: Tensor) -> DecoderState:
+        """Lit le texte (B, text_length) une fois pour toutes et rend l'état qui s'en souvient."""
+        x = self._embed_text(text)
+        state = self.decoder.start(self.config.text_length + self.config.image_length)
+        self.decoder(x, state=state)
+        state.last = torch.full_like(text[:, 0], self.config.image_vocabulary)
+        return state
+
+    def step(self, previous: Tensor | None, state: DecoderState) -> Tensor:
+        """Logits (B, K) du jeton suivant.
+
+        Args:
+            previous: (B,) jeton qu'on vient d'écrire ; None pour demander le premier.
+            state: celui de `start`, complété à chaque appel.
+        """
+        previous = state.last if previous is None else previous
+        x = self._embed_image(previous[:, None], state.length - self.config.text_length)
+        return self.head(self.decoder(x, state=state)[:, 0])
+
+    def _embed_text(self, text: Tensor) -> Tensor:
+        if text.ndim != 2 or text.shape[1] != self.config.text_length:
+            raise MinidalleError(
+                f"Texte de forme {tuple(text.shape)} : il faut (B, {self.config.text_length})."
+            )
+        return self.text_embedding(text) + self.text_position.weight
+
+    def _embed_image(self, previous: Tensor, first: int) -> Tensor:
+        """Plongements des jetons lus aux positions `first`, `first` + 1…
+
+        La position ajoutée est celle du jeton à prédire, un cran plus loin que le jeton lu.
+        """
+        return self.image_embedding(previous) + self.image_position(first, previous.shape[1])
