@@ -19,6 +19,7 @@ from minidalle.evaluation.scores import psnr
 from minidalle.generation import pad, to_pixels, to_tensor
 from minidalle.models.dalle import DALLE, DALLEConfig
 from minidalle.models.vqvae import VQVAE
+from minidalle.sampling import greedy
 from minidalle.text import Tokenizer
 from minidalle.training import Batches, Metrics, TrainingConfig
 
@@ -284,11 +285,14 @@ def encode_pairs(
     """Paires → jetons (B, S) et (B, T), complétés par des 0.
 
     La source est « mots, <fin> » ; la cible, « <debut>, mots, <fin> », que le modèle décale d'un cran.
+
+    Raises:
+        MinidalleError: aucune paire.
     """
     stop, start = target_vocabulary.stop_id, target_vocabulary.start_id
     sources = [[*source_vocabulary.encode(pair.source), source_vocabulary.stop_id] for pair in pairs]
     targets = [[start, *target_vocabulary.encode(pair.target), stop] for pair in pairs]
-    return pad(sources, max(map(len, sources))), pad(targets, max(map(len, targets)))
+    return _fitted(sources), _fitted(targets)
 
 
 def pair_batches(
@@ -296,13 +300,63 @@ def pair_batches(
 ) -> Batches:
     """Lots (source, cible) de paires tirées au hasard, pour un traducteur ; voir `encode_pairs`."""
     source, target = encode_pairs(pairs, source_vocabulary, target_vocabulary)
-    lengths = ((source != 0).sum(1) + (target != 0).sum(1)).numpy()
+    sources, targets = ((part != 0).sum(1).numpy() for part in (source, target))
+    lengths = sources * target.shape[1] + targets
 
     def batch(rng: np.random.Generator, n: int) -> tuple[Tensor, Tensor]:
-        # Un lot de paires de longueurs voisines a peu de remplissage ; chaque paire reste aussi probable.
+        # Des longueurs voisines font peu de remplissage ; chaque paire reste aussi probable.
         order = rng.permutation(len(pairs))
         order = order[lengths[order].argsort(kind="stable")]
         picks = torch.from_numpy(order[(rng.integers(len(pairs)) + np.arange(n)) % len(pairs)])
         return tuple(part[:, : int((part != 0).sum(1).max())] for part in (source[picks], target[picks]))
 
     return batch
+
+
+def translate(
+    model: nn.Module,
+    texts: Sequence[str],
+    source_vocabulary: Vocabulary,
+    target_vocabulary: Vocabulary,
+    *,
+    length: int = 40,
+    write: Callable[..., Tensor] = greedy,
+) -> list[str]:
+    """Traductions de textes, d'au plus `length` mots ; `write` est `sampling.greedy` ou l'imite.
+
+    Raises:
+        MinidalleError: aucun texte.
+    """
+    sources = [[*source_vocabulary.encode(text), source_vocabulary.stop_id] for text in texts]
+    written = write(model, _fitted(sources), length=length, stop=target_vocabulary.stop_id)
+    return [target_vocabulary.decode(row) for row in written.tolist()]
+
+
+def measure_translation(
+    pairs: Sequence[Pair], source_vocabulary: Vocabulary, target_vocabulary: Vocabulary
+) -> Callable[[nn.Module], Metrics]:
+    """Mesure un traducteur sur des paires fixes, écrites au plus probable.
+
+    « test_loss » est en nats par jeton, « exact » et « chrf » sont de 0 à 100 (voir
+    `minidalle.evaluation.translation`).
+    """
+    from minidalle.evaluation import translation  # scipy.stats et sacrebleu ne servent qu'ici
+
+    source, target = encode_pairs(pairs, source_vocabulary, target_vocabulary)
+    texts, references = [pair.source for pair in pairs], [pair.target for pair in pairs]
+    groups = [pair.family for pair in pairs]
+
+    @torch.no_grad()
+    def measure(model: nn.Module) -> Metrics:
+        written = translate(model, texts, source_vocabulary, target_vocabulary)
+        scores = translation.evaluate(written, references, groups)
+        loss = float(model.loss(source, target)["loss"])
+        return {"test_loss": loss, "exact": scores["exact"].value, "chrf": scores["chrf"].value}
+
+    return measure
+
+
+def _fitted(rows: list[list[int]]) -> Tensor:
+    if not rows:
+        raise MinidalleError("Aucun texte : en donner au moins un.")
+    return pad(rows, max(map(len, rows)))

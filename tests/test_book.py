@@ -26,9 +26,14 @@ class Book:
             shutil.copy(ROOT / name, folder)
         for name in ("_ext", "_static", "_latex"):
             shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
-        self.write("_toc.yml", "format: jb-book\nroot: chapters/index\nchapters: [{file: chapters/essai}]\n")
+        self.write("_toc.yml", self.toc("essai"))
         self.write("chapters/index.md", INDEX)
         self.write("minidalle/value.py", "ancienne valeur")
+
+    @staticmethod
+    def toc(*pages: str) -> str:
+        files = ", ".join(f"{{file: chapters/{page}}}" for page in pages)
+        return f"format: jb-book\nroot: chapters/index\nchapters: [{files}]\n"
 
     def write(self, name: str, text: str) -> None:
         path = self.folder / name
@@ -82,6 +87,20 @@ def test_outputs_follow_the_library(book: Book) -> None:
     status, output = book.build()
     assert status == 0
     assert "Using cached notebook" in output
+
+
+def test_outputs_follow_the_prose_they_read(book: Book) -> None:
+    """Un chapitre qui lit le texte des autres est refait quand il change, et lui seul."""
+    book.write("_toc.yml", book.toc("essai", "autre"))
+    book.page("from minidalle.data.texts import book_text\nprint(book_text('.'))")
+    book.write("chapters/autre.md", HEADER + "# Autre\n\n" + CELL % "1")
+    assert book.build()[0] == 0
+    assert "\nRien.\n" in book.html()
+    book.write("chapters/index.md", INDEX + "\nUn paragraphe de plus.\n")
+    status, output = book.build()
+    assert (status, "\nRien.\nUn paragraphe de plus.\n" in book.html()) == (0, True), output
+    assert output.count("Using cached notebook") == 1
+    assert book.build()[1].count("Using cached notebook") == 2
 
 
 def test_an_unreproducible_output_fails(book: Book) -> None:

@@ -67,6 +67,24 @@ def refresh_cache() -> None:
         shutil.rmtree(CACHE, ignore_errors=True)
         CACHE.mkdir(parents=True)
         stamp.write_text(current)
+    refresh_readers()
+
+
+def refresh_readers() -> None:
+    """Oublie l'exécution des chapitres qui lisent la prose du livre (`book_text`), si elle a changé."""
+    from jupyter_cache import get_cache
+
+    from minidalle.data.texts import book_text
+
+    stamp, current = CACHE / "prose.txt", hashlib.sha256(book_text(CHAPTERS).encode()).hexdigest()
+    if stamp.exists() and stamp.read_text() == current:
+        return
+    cache = get_cache(CACHE)
+    for _, notebook in chapters():
+        if any("book_text" in cell.source for cell in notebook.cells if cell.cell_type == "code"):
+            with contextlib.suppress(KeyError):  # jamais exécuté
+                cache.remove_cache(cache.match_cache_notebook(notebook).pk)
+    stamp.write_text(current)
 
 
 def kernel_environment() -> dict[str, str]:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from minidalle.errors import MinidalleError
+from minidalle.models.linear import Linear
 
 # --- l'opération ----------------------------------------------------------------------------------
 
@@ -156,7 +157,7 @@ class MultiHeadAttention(nn.Module):
         rotary: requêtes et clés tournées selon leur position (auto-attention seulement).
 
     Raises:
-        MinidalleError: tailles impossibles.
+        MinidalleError: réglage impossible.
     """
 
     def __init__(
@@ -172,15 +173,17 @@ class MultiHeadAttention(nn.Module):
         super().__init__()
         if min(width, heads) < 1 or width % heads:
             raise MinidalleError(f"Largeur {width} et {heads} têtes : la largeur doit être un multiple.")
+        if not 0 <= dropout < 1:
+            raise MinidalleError(f"Abandon impossible ({dropout}) : une part, dans [0 ; 1[.")
         if rotary and (cross or width // heads % 2):
             raise MinidalleError("La rotation veut une auto-attention et des têtes de dimension paire.")
         self.heads, self.cross, self.dropout, self.rotary = heads, cross, dropout, rotary
         if cross:
-            self.queries = nn.Linear(width, width, bias=bias)
-            self.keys_values = nn.Linear(width, 2 * width, bias=bias)
+            self.queries = Linear(width, width, bias=bias)
+            self.keys_values = Linear(width, 2 * width, bias=bias)
         else:
-            self.queries_keys_values = nn.Linear(width, 3 * width, bias=bias)
-        self.output = nn.Linear(width, width, bias=bias)
+            self.queries_keys_values = Linear(width, 3 * width, bias=bias)
+        self.output = Linear(width, width, bias=bias)
 
     def forward(
         self,
@@ -206,7 +209,7 @@ class MultiHeadAttention(nn.Module):
         with torch.autocast(x.device.type, enabled=False):
             dropout = self.dropout if self.training else 0.0
             seen = attend(queries, keys, values, mask, causal=causal, dropout=dropout)
-        return self.output(seen.transpose(1, 2).flatten(2))
+        return self.output(seen.transpose(1, 2).flatten(2).to(x.dtype))
 
     def weights(
         self,
@@ -217,7 +220,9 @@ class MultiHeadAttention(nn.Module):
         causal: bool = False,
     ) -> Tensor:
         """Poids d'attention (B, H, T, S) : ce que chaque position regarde, tête par tête."""
-        return attend_by_hand(*self._project(x, memory, None), mask, causal=causal)[1]
+        projected = self._project(x, memory, None)
+        with torch.autocast(x.device.type, enabled=False):
+            return attend_by_hand(*projected, mask, causal=causal)[1]
 
     def _project(
         self, x: Tensor, memory: Tensor | None, cache: KeyValueCache | None
@@ -253,8 +258,6 @@ def sinusoidal(length: int, width: int) -> Tensor:
     Raises:
         MinidalleError: largeur impaire.
     """
-    if width % 2:
-        raise MinidalleError(f"Largeur {width} impaire : sinus et cosinus vont par deux.")
     angles = torch.arange(length)[:, None] * _frequencies(width)
     return torch.stack([angles.sin(), angles.cos()], -1).flatten(1)
 
@@ -267,6 +270,9 @@ def rotate(x: Tensor, first: int = 0) -> Tensor:
     Args:
         x: (B, H, T, d), d pair.
         first: position du premier des T vecteurs.
+
+    Raises:
+        MinidalleError: largeur impaire.
     """
     places = torch.arange(first, first + x.shape[-2], device=x.device)
     angles = places[:, None] * _frequencies(x.shape[-1]).to(x.device)
@@ -277,6 +283,8 @@ def rotate(x: Tensor, first: int = 0) -> Tensor:
 
 def _frequencies(width: int) -> Tensor:
     """(width/2,) radians par position, de 1 à 1/10 000."""
+    if width % 2:
+        raise MinidalleError(f"Largeur {width} impaire : les coordonnées tournent par deux.")
     return 10_000 ** (-torch.arange(0, width, 2) / width)
 
 

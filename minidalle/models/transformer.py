@@ -9,6 +9,7 @@ et Wolf (2017) pour la tête liée ; Szegedy et coll. (2016) pour le lissage d'�
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -17,6 +18,8 @@ from torch.nn import functional as F
 
 from minidalle.errors import MinidalleError
 from minidalle.models.attention import KeyValueCache, MultiHeadAttention, padding_mask, sinusoidal
+from minidalle.models.linear import Linear, linear
+from minidalle.models.one_step import OneStep, one_step_is_enough
 
 POSITIONS = ("learned", "sinusoidal", "rotary", "none")
 
@@ -61,7 +64,7 @@ class Block(nn.Module):
             MultiHeadAttention(width, heads, cross=True, dropout=dropout) if cross else None
         )
         self.dense_norm = nn.LayerNorm(width)
-        self.dense = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
+        self.dense = nn.Sequential(Linear(width, 4 * width), nn.GELU(), Linear(4 * width, width))
         self.dropout = nn.Dropout(dropout)
 
     def forward(
@@ -114,11 +117,13 @@ class DecoderState:
         caches: par bloc, ceux de l'auto-attention et de l'attention croisée.
         memory_mask: positions visibles de la suite interrogée.
         last: (B,) jeton que le premier pas d'écriture lira, ou None.
+        one_step: le décodeur, prêt à lire une position à la fois.
     """
 
     def __init__(self, layers: int, capacity: int, memory: Tensor | None, memory_mask: Tensor | None) -> None:
         self.memory, self.memory_mask = memory, memory_mask
         self.last: Tensor | None = None
+        self.one_step: OneStep | None = None
         crossed = 0 if memory is None else memory.shape[1]
         self.caches = [(KeyValueCache(capacity), KeyValueCache(crossed)) for _ in range(layers)]
 
@@ -170,6 +175,9 @@ class Decoder(nn.Module):
         """
         if state is not None:
             memory, memory_mask = state.memory, state.memory_mask
+            if mask is None and one_step_is_enough(self, x, state):
+                state.one_step = state.one_step or OneStep(self)
+                return state.one_step(x[:, 0], state.caches, memory_mask)[:, None]
         for i, block in enumerate(self.blocks):
             caches = (None, None) if state is None else state.caches[i]
             options = {"mask": mask, "memory_mask": memory_mask, "causal": True, "caches": caches}
@@ -269,7 +277,7 @@ class Writer(nn.Module):
         self.config = config
         self.embedding = TokenEmbedding(vocabulary, config)
         self.decoder = Decoder(config.width, config.layers, config.heads, cross=cross, **_options(config))
-        self.head = None if config.tied else nn.Linear(config.width, vocabulary, bias=False)
+        self.head = None if config.tied else Linear(config.width, vocabulary, bias=False)
 
     def step(self, previous: Tensor | None, state: DecoderState) -> Tensor:
         """Logits (B, V) du jeton suivant.
@@ -284,7 +292,7 @@ class Writer(nn.Module):
 
     def _logits(self, x: Tensor) -> Tensor:
         """Sortie du décodeur (..., d) → (..., V) ; liée, la couche finale est la table des plongements."""
-        return F.linear(x, (self.head or self.embedding.tokens).weight)
+        return linear(x, (self.head or self.embedding.tokens).weight)
 
 
 def cross_entropy(logits: Tensor, targets: Tensor, smoothing: float = 0.0) -> Tensor:
@@ -418,7 +426,8 @@ class Transformer(Writer):
         super().__init__(config, config.target_vocabulary, cross=True)
         self.source_embedding = TokenEmbedding(config.source_vocabulary, config)
         self.encoder = Encoder(config.width, config.layers, config.heads, **_options(config))
-        initialize(self)
+        for matrix in (p for p in self.parameters() if p.ndim > 1):
+            nn.init.xavier_uniform_(matrix)  # comme torch.nn.Transformer
 
     def forward(self, source: Tensor, target: Tensor) -> Tensor:
         """Passe d'entraînement, toutes les positions à la fois.
@@ -452,6 +461,27 @@ class Transformer(Writer):
         state = self.decoder.start(self.config.length, self.encode(source), padding_mask(source))
         state.last = torch.full_like(source[:, 0], self.config.start)
         return state
+
+
+@torch.no_grad()
+def attention_maps(model: nn.Module, *batch: Tensor) -> dict[str, Tensor]:
+    """Poids d'attention (B, H, T, S) de chaque couche pendant `model(*batch)`, sous le nom de la couche."""
+    maps = {}
+
+    def watch(name: str) -> Callable[..., None]:
+        def keep(layer: MultiHeadAttention, inputs: tuple, options: dict) -> None:
+            maps[name] = layer.weights(*inputs, **{k: v for k, v in options.items() if k != "cache"})
+
+        return keep
+
+    layers = [(name, m) for name, m in model.named_modules() if isinstance(m, MultiHeadAttention)]
+    hooks = [layer.register_forward_pre_hook(watch(name), with_kwargs=True) for name, layer in layers]
+    try:
+        model(*batch)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return maps
 
 
 def _unknown(vocabulary: int) -> MinidalleError:

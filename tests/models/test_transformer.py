@@ -20,6 +20,7 @@ from minidalle.models.transformer import (
     LanguageModelConfig,
     Transformer,
     TransformerConfig,
+    attention_maps,
     cross_entropy,
 )
 from minidalle.sampling import beam_search, greedy
@@ -345,7 +346,7 @@ BART = {
 
 def translator(**options):
     torch.manual_seed(0)
-    return big(Transformer(replace(PAIR, **options)))
+    return big(Transformer(replace(PAIR, **options)), 2)
 
 
 def bart_names(tensors):
@@ -498,6 +499,41 @@ def test_a_source_of_padding_alone_gives_numbers_and_gradients():
     with torch.no_grad():
         a, b = model(source, TARGET)[1], model(F.pad(source, (0, 2)), TARGET)[1]
     assert torch.allclose(a, b, atol=1e-6)
+
+
+def test_attention_maps_are_those_of_the_pass():
+    model, target = translator(), TARGET[:, :-1]
+    expected = model(SOURCE, target)
+    maps = attention_maps(model, SOURCE, target)
+    names = [
+        "encoder.blocks.{}.attention",
+        "decoder.blocks.{}.attention",
+        "decoder.blocks.{}.cross_attention",
+    ]
+    assert sorted(maps) == sorted(name.format(i) for name in names for i in range(2))
+    for name, weights in maps.items():
+        assert weights.shape == (
+            3,
+            4,
+            *((7, 7) if "encoder" in name else (6, 7) if "cross" in name else (6, 6)),
+        )
+        assert torch.allclose(weights.sum(-1), torch.ones(weights.shape[:-1]), atol=1e-5)
+        if not name.startswith("decoder.blocks.0.attention") and not name.startswith(
+            "decoder.blocks.1.attention"
+        ):
+            assert (weights * (SOURCE == 0)[:, None, None]).abs().max() == 0
+        else:
+            assert torch.equal(weights, weights.tril())
+    # Mêmes poids que ceux dont se sert la dernière couche : sans ce qu'ils rapportent, la sortie change.
+    layer = model.decoder.blocks[1].cross_attention
+    seen = []
+    hook = layer.output.register_forward_hook(lambda _, inputs, out: seen.append(inputs[0]))
+    model(SOURCE, target)
+    hook.remove()
+    _, values = layer._split(layer.keys_values(model.encode(SOURCE)), 2)
+    mixed = (maps["decoder.blocks.1.cross_attention"] @ values).transpose(1, 2).flatten(2)
+    assert torch.allclose(mixed, seen[0], atol=1e-5)
+    assert torch.equal(model(SOURCE, target), expected)
 
 
 @pytest.mark.parametrize(("norm", "tied"), [("pre", True), ("post", True), ("pre", False)])
