@@ -181,7 +181,7 @@ def card(
     lines = [
         f"# {name}",
         "",
-        f"- **Modèle** : {kind}, {french(sum(p.numel() for p in model.parameters()))} paramètres, "
+        f"- **Modèle** : `{kind}`, {french(sum(p.numel() for p in model.parameters()))} paramètres, "
         f"flottants sur 16 bits ({french(path.stat().st_size / 1e6)} Mo).",
         f"- **Configuration** : {listed(asdict(model.config))}.",
         f"- **Données** : {DATA[data]}.",
