@@ -297,6 +297,17 @@ def test_it_stops_when_nothing_can_win():
     assert model.steps[0] == 2 and set(model.steps[1:]) == {1}
 
 
+def test_a_longer_sequence_may_still_win():
+    """Moins probable d'abord, mais sûre ensuite : en moyenne par jeton, elle bat celle qui s'arrête tout de suite."""
+    model = Toy(0)
+    model.table[0, K, K] = torch.tensor([0.45, 0.55, 1e-9, 1e-9]).log()
+    for history in ((K, 0), (0, 2)):
+        model.table[0][history] = torch.tensor([0.0, 0.0, 40.0, 0.0])
+    beams = beam_search(model, conditions(0), width=1, length=3, stop=STOP, length_penalty=1.0)
+    assert beams.tokens.tolist() == [[[0, 2, 2]]]
+    assert beams.scores.item() == pytest.approx(math.log(0.45) / 3)
+
+
 @pytest.mark.parametrize("penalty", [0.0, 1.0])
 def test_same_beams_as_transformers(penalty):
     from transformers import GPT2Config, GPT2LMHeadModel

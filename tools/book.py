@@ -36,6 +36,7 @@ PDF_PACKAGES = {
     "fonts-texgyre-math": "texgyrepagella-math.otf",
     "fonts-dejavu-core": "DejaVuSansMono.ttf",
     "fonts-symbola": "Symbola_hint.ttf",
+    "fonts-lohit-deva": "Lohit-Devanagari.ttf",
 }
 
 

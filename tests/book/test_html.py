@@ -60,6 +60,8 @@ def test_spaces_do_not_break(page: Path) -> None:
     ]
     prose = [text for text in texts if not text.find_parent(["code", "pre", "script"])]
     assert [text for text in prose if re.search(r"« | »|\S [;!?](?:\s|$)", text)] == []
+    # Une formule coupée en fin de ligne redevient du texte ; une apostrophe devant une mise en forme, un « ” ».
+    assert [text for text in prose if re.search(r"[$”]", text) and not text.find_parent(class_="math")] == []
 
 
 def test_pages_are_light(html: Path) -> None:

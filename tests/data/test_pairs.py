@@ -1,21 +1,17 @@
-"""Paires de textes : lecteur de fichiers, noms d'émojis, partage par familles, vocabulaire, lots."""
+"""Paires de textes : lecteur de fichiers, noms d'émojis, partage par familles, vocabulaire."""
 
 import os
 import tempfile
 from collections import Counter
 from pathlib import Path
 
-import numpy as np
 import pytest
-import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from minidalle import recipes
 from minidalle.data import pairs
 from minidalle.data.pairs import Pair, Vocabulary, canonical, join, words
 from minidalle.errors import MinidalleError
-from minidalle.models.seq2seq import Seq2Seq, Seq2SeqConfig
 from minidalle.text import words as french_words
 
 NAMES = pairs.emoji_names()
@@ -257,53 +253,3 @@ def test_least_drops_rare_words():
 def test_unknown_number():
     with pytest.raises(MinidalleError, match="hors du vocabulaire"):
         Vocabulary(["a"]).decode([5])
-
-
-# --- lots (minidalle.recipes) ---
-
-FEW = NAMES[:40]
-SOURCE, TARGET = (Vocabulary(pair[side] for pair in FEW) for side in (0, 1))
-
-
-def test_encoded_pairs_follow_the_convention():
-    source, target = recipes.encode_pairs(FEW, SOURCE, TARGET)
-    for pair, s, t in zip(FEW, source, target, strict=True):
-        s, t = s[s != 0].tolist(), t[t != 0].tolist()
-        assert s == [*SOURCE.encode(pair.source), 3] and t == [2, *TARGET.encode(pair.target), 3]
-        assert SOURCE.decode(s) == pair.source and TARGET.decode(t) == pair.target
-
-
-def test_batches_are_matched_trimmed_and_uniform():
-    batches = recipes.pair_batches(FEW, SOURCE, TARGET)
-    known, counts = {pair.source: pair.target for pair in FEW}, Counter()
-    rng = np.random.default_rng(0)
-    for _ in range(300):
-        source, target = batches(rng, 8)
-        assert (source != 0).any(0).all() and (target != 0).any(0).all(), "pas de colonne vide"
-        for s, t in zip(source, target, strict=True):
-            name = SOURCE.decode(s.tolist())
-            assert known[name] == TARGET.decode(t.tolist())
-            counts[name] += 1
-    assert len(counts) == 40 and min(counts.values()) > 30 and max(counts.values()) < 90  # 60 en moyenne
-    again = batches(np.random.default_rng(1), 5), batches(np.random.default_rng(1), 5)
-    assert all(torch.equal(a, b) for a, b in zip(*again, strict=True))
-
-
-def test_translations_and_their_measure():
-    torch.manual_seed(0)
-    model = Seq2Seq(Seq2SeqConfig(len(SOURCE), len(TARGET), width=8, hidden=8)).eval()
-    texts = recipes.translate(model, [pair.source for pair in FEW], SOURCE, TARGET, length=5)
-    assert len(texts) == 40 and all(len(words(text)) <= 5 for text in texts)
-    alone = recipes.translate(model, [FEW[3].source], SOURCE, TARGET, length=5)
-    assert alone == texts[3:4]
-    metrics = recipes.measure_translation(FEW, SOURCE, TARGET)(model)
-    assert metrics.keys() == {"test_loss", "exact", "chrf"}
-    assert metrics["test_loss"] == pytest.approx(np.log(len(TARGET)), rel=0.1) and metrics["exact"] == 0
-
-
-def test_nothing_to_translate():
-    model = Seq2Seq(Seq2SeqConfig(len(SOURCE), len(TARGET), width=8, hidden=8))
-    with pytest.raises(MinidalleError, match="Aucun texte"):
-        recipes.translate(model, [], SOURCE, TARGET)
-    with pytest.raises(MinidalleError, match="Aucun texte"):
-        recipes.pair_batches([], SOURCE, TARGET)

@@ -4,6 +4,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import nn
 
 from minidalle.models import transformer
 from minidalle.models.attention import attend, attend_by_hand
@@ -117,6 +118,7 @@ def test_it_is_taken_only_when_it_computes_the_same():
         assert not one_step_is_enough(model, two, model.start(4)), "plusieurs positions"
         assert not one_step_is_enough(model, one.double(), model.start(4)), "autre précision"
         assert not one_step_is_enough(decoder(norm="post"), one, model.start(4)), "normalisation en aval"
+        assert not one_step_is_enough(decoder(activation=nn.ReLU), one, model.start(4)), "autre activation"
         assert not one_step_is_enough(crossed, one, crossed.start(4, two)), "caches à remplir"
         with torch.autocast("cpu", dtype=torch.bfloat16):
             assert not one_step_is_enough(model, one, model.start(4)), "précision réduite"

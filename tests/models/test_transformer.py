@@ -151,6 +151,7 @@ GPT2 = {
     "attention.output": "attn.c_proj",
     "dense.0": "mlp.c_fc",
     "dense.2": "mlp.c_proj",
+    "head": "lm_head",
 }
 
 
@@ -166,14 +167,15 @@ def gpt2(ours):
     c = ours.config
     sizes = {"vocab_size": c.vocabulary, "n_positions": c.length, "n_embd": c.width, "n_layer": c.layers}
     settings = {"resid_pdrop": 0, "attn_pdrop": 0, "embd_pdrop": 0, "activation_function": "gelu"}
-    specials = {"bos_token_id": None, "eos_token_id": None, "pad_token_id": 0}
+    specials = {"bos_token_id": None, "eos_token_id": None, "pad_token_id": 0, "tie_word_embeddings": c.tied}
     peer = GPT2LMHeadModel(GPT2Config(**sizes, n_head=c.heads, **settings, **specials)).eval()
     peer.load_state_dict(gpt2_names(ours.named_parameters()), strict=False)
     return peer
 
 
-def test_language_model_matches_gpt2():
-    ours = language_model(layers=3)
+@pytest.mark.parametrize("tied", [True, False])
+def test_language_model_matches_gpt2(tied):
+    ours = language_model(layers=3, tied=tied)
     peer, tokens = gpt2(ours), some_tokens(length=12)
     assert torch.allclose(ours(tokens), peer(tokens).logits, atol=1e-5)
     loss = ours.loss(tokens)["loss"]
@@ -304,6 +306,17 @@ def test_a_new_model_knows_nothing():
     torch.manual_seed(0)
     loss = LanguageModel(TINY).loss(some_tokens(8))["loss"].item()
     assert loss == pytest.approx(math.log(13), abs=0.1)
+
+
+def test_outputs_of_blocks_start_smaller():
+    """GPT-2 : 0,02 / √(nombre d'ajouts au flux), et 0,02 ailleurs."""
+    torch.manual_seed(0)
+    model = LanguageModel(replace(TINY, width=64, layers=8))
+    for block in model.decoder.blocks:
+        for layer in (block.attention.output, block.dense[2]):
+            assert layer.weight.std().item() == pytest.approx(0.02 / math.sqrt(2 * 8), rel=0.1)
+        for layer in (block.attention.queries_keys_values, block.dense[0]):
+            assert layer.weight.std().item() == pytest.approx(0.02, rel=0.1)
 
 
 def test_dropout_and_smoothing_act_where_they_should():
@@ -545,6 +558,13 @@ def test_translator_parameters_are_counted_by_hand(norm, tied):
     expected = (V + W + 2 * T) * d + encoder + decoder + 2 * normalization * (norm == "pre")
     model = Transformer(replace(PAIR, norm=norm, tied=tied))
     assert sum(p.numel() for p in model.parameters()) == expected + W * d * (not tied)
+
+
+def test_a_translator_smooths_its_labels():
+    soft, hard = translator(smoothing=0.2), translator()
+    expected = cross_entropy(hard(SOURCE, TARGET[:, :-1]), TARGET[:, 1:], 0.2)
+    assert torch.allclose(soft.loss(SOURCE, TARGET)["loss"], expected)
+    assert not torch.allclose(hard.loss(SOURCE, TARGET)["loss"], expected, atol=1e-3)
 
 
 def test_it_learns_to_translate():
