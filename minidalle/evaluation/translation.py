@@ -11,23 +11,14 @@ serait trop étroit.
 """
 
 from collections.abc import Callable, Hashable, Sequence
-from typing import NamedTuple
 
 import numpy as np
 from sacrebleu.metrics import BLEU, CHRF
-from scipy.stats import bootstrap
 
 from minidalle.errors import MinidalleError
+from minidalle.evaluation.statistics import Estimate, bootstrap
 
 METRICS = ("exact", "chrf", "bleu")
-
-
-class Estimate(NamedTuple):
-    """Une note et les bornes de son intervalle de confiance."""
-
-    value: float
-    low: float
-    high: float
 
 
 def evaluate(
@@ -122,17 +113,6 @@ def _tables(
 
 def _estimate(table: np.ndarray, score: Callable[[np.ndarray], float], seed: int, level: float) -> Estimate:
     """Note de toutes les familles, et son intervalle par percentiles de mille rééchantillons."""
-
-    def resampled(picks: np.ndarray) -> float:
-        return score(table[picks].sum(0))
-
-    interval = bootstrap(
-        (np.arange(len(table)),),
-        resampled,
-        n_resamples=1000,
-        vectorized=False,
-        confidence_level=level,
-        method="percentile",
-        rng=np.random.default_rng(seed),
-    ).confidence_interval
-    return Estimate(score(table.sum(0)), float(interval.low), float(interval.high))
+    return bootstrap(
+        lambda rows: score(table[rows].sum(0)), range(len(table)), seed=seed, level=level, resamples=1000
+    )

@@ -115,3 +115,19 @@ def test_stored_marathi_results_are_whole():
         gain, low, _ = report["ecart"][metric]
         assert low > 0 and gain == pytest.approx(ours[metric][0] - theirs[metric][0], abs=0.02)
     assert 0.9 < ours["parametres"] / theirs["parametres"] <= 1
+
+
+def test_translators_are_judged_on_every_exam_and_seed():
+    """`python -m tools.traducteurs` a tout écrit."""
+    stored = resources.files("minidalle") / "results" / "traducteurs.json"
+    students = json.loads(stored.read_text(encoding="utf-8"))
+    assert {name: [row["graine"] for row in rows] for name, rows in students.items()} == {
+        "sans": [0, 1, 2],
+        "avec": [0, 1, 2],
+        "transformer": [0, 1, 2],
+        "sans, trois fois plus": [0],
+    }
+    for row in (row for rows in students.values() for row in rows):
+        notes = [note for exam, note in row.items() if exam not in ("graine", "pas")]
+        assert len(notes) == 5 and all(note.keys() == {"exact", "chrf"} for note in notes)
+        assert all(0 <= value <= 100 for note in notes for value in note.values())
