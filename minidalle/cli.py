@@ -17,30 +17,34 @@ from typing import TYPE_CHECKING, Annotated, NamedTuple
 
 import typer
 
-from minidalle import __version__
+from minidalle import __version__, cli_evaluate
 from minidalle.errors import MinidalleError
 from minidalle.files import atomic_write
-from minidalle.typer_fr import INTERRUPTED, Command, Group, label
+from minidalle.typer_fr import (
+    BAD_IMAGES_HELP,
+    INTERRUPTED,
+    PLAIN,
+    Command,
+    label,
+    natural,
+    number,
+    progress_bar,
+    quoted,
+    tell_skipped,
+)
 
 if TYPE_CHECKING:
     import numpy as np
     from torch import nn
-    from tqdm import tqdm
 
     from minidalle.data.sources import Source
     from minidalle.text import Tokenizer
     from minidalle.training import TrainingConfig
 
-_PLAIN = {
-    "cls": Group,
-    "rich_markup_mode": None,
-    "add_completion": False,
-    "pretty_exceptions_enable": False,
-    "context_settings": {"help_option_names": ["-h", "--help"]},
-}
-app = typer.Typer(**_PLAIN)
-data_app = typer.Typer(**_PLAIN)
+app = typer.Typer(**PLAIN)
+data_app = typer.Typer(**PLAIN)
 app.add_typer(data_app, name="data")
+app.add_typer(cli_evaluate.app, name="evaluate")
 
 
 def main() -> None:
@@ -79,19 +83,13 @@ def _few(param: typer.CallbackParam, value: int | None) -> int | None:
     return value
 
 
-def _natural(param: typer.CallbackParam, value: int | None) -> int | None:
-    if value is not None and not 0 <= value < 2**62:
-        raise MinidalleError(f"{label(param)} veut un entier de 0 à {2**62 - 1}, pas {value}.")
-    return value
-
-
 Number = Annotated[
     int, typer.Option("-n", metavar="ENTIER", callback=_few, help="Nombre d'images, de 1 à 256.")
 ]
 Seed = Annotated[
     int,
     typer.Option(
-        "--seed", metavar="ENTIER", callback=_natural, help="Graine : la même redonne les mêmes images."
+        "--seed", metavar="ENTIER", callback=natural, help="Graine : la même redonne les mêmes images."
     ),
 ]
 Size = Annotated[
@@ -171,7 +169,7 @@ def generate(
     check_sampling(temperature, top_k, top_p)
     weights = find_weights(model)
     painter = TextToImage.load(weights)
-    with _bar("jetons", painter.transformer.config.image_length) as bar:
+    with progress_bar("jetons", painter.transformer.config.image_length) as bar:
         drawing = painter.draw(
             prompt,
             n,
@@ -182,9 +180,9 @@ def generate(
             progress=lambda *_: bar.update(),
         )
     if drawing.unknown:
-        typer.echo(f"Attention : ce modèle n'a jamais lu {_quoted(drawing.unknown)}.", err=True)
+        typer.echo(f"Attention : ce modèle n'a jamais lu {quoted(drawing.unknown)}.", err=True)
     if drawing.dropped:
-        typer.echo(f"Attention : description trop longue, non lu : {_quoted(drawing.dropped)}.", err=True)
+        typer.echo(f"Attention : description trop longue, non lu : {quoted(drawing.dropped)}.", err=True)
 
     settings = {"--temperature": temperature, "--top-k": top_k, "--top-p": top_p, "--zoom": zoom}
     texts = {
@@ -202,7 +200,7 @@ def generate(
 
 # --- train ----------------------------------------------------------------------------------------
 
-_DEFAULTS = {"preset": "mini", "seed": 0, "size": 64, "vqvae": "scenes-vqvae"}
+_DEFAULTS = {"preset": "mini", "seed": 0, "size": 64, "vqvae": "scenes-vqvae", "bad_images": "fail"}
 _MEASURES = {
     "loss": "perte",
     "reconstruction": "perte de reconstruction",
@@ -239,7 +237,7 @@ def train(
         typer.Option(
             "--data",
             metavar="SOURCE",
-            help="« scenes », « openmoji », « scenes+openmoji » ou un dossier d'images légendées.",
+            help="« scenes », « openmoji », « scenes+openmoji », « tuxpaint » ou un dossier d'images légendées.",
         ),
     ] = None,
     preset: Annotated[
@@ -276,7 +274,7 @@ def train(
         typer.Option(
             "--seed",
             metavar="ENTIER",
-            callback=_natural,
+            callback=natural,
             show_default=str(_DEFAULTS["seed"]),
             help="Graine des poids initiaux et de l'ordre des données.",
         ),
@@ -315,6 +313,12 @@ def train(
             help="Pour un transformeur : le VQ-VAE qui met les images en jetons.",
         ),
     ] = None,
+    bad_images: Annotated[
+        str | None,
+        typer.Option(
+            "--bad-images", metavar="CHOIX", show_default=_DEFAULTS["bad_images"], help=BAD_IMAGES_HELP
+        ),
+    ] = None,
 ) -> None:
     """Entraîner un modèle.
 
@@ -327,13 +331,14 @@ def train(
         raise MinidalleError("Deux budgets à la fois : choisir --minutes ou --steps.")
     given = {
         "model": model,
-        "data": data if data in (None, *_MADE, _MIXED) else str(Path(data).resolve()),
+        "data": data if data in (None, *_NAMED) else str(Path(data).resolve()),
         "preset": preset,
         "seed": seed,
         "size": size,
         "precision": precision,
         "init": init and _lasting(init),
         "vqvae": vqvae and _lasting(vqvae),
+        "bad_images": bad_images,
     }
     given = {name: value for name, value in given.items() if value is not None}
     budget = {"steps": steps, "minutes": None} if steps else {"minutes": minutes} if minutes else {}
@@ -342,11 +347,11 @@ def train(
     batches, measure, notes = _recipe(training)
     _keep(out, training)
     side = options["size"]
-    length = f"{_number(config.minutes)} min" if config.minutes else f"{_number(config.steps)} pas"
+    length = f"{number(config.minutes)} min" if config.minutes else f"{number(config.steps)} pas"
     _credit(options["data"])
     typer.echo(f"Données : {options['data']}, {side} × {side} pixels.")
     typer.echo(
-        f"Modèle : {options['model']}, {_number(sum(p.numel() for p in network.parameters()))} paramètres."
+        f"Modèle : {options['model']}, {number(sum(p.numel() for p in network.parameters()))} paramètres."
     )
     typer.echo(f"Budget : {length}, par lots de {config.batch_size}.")
     if options["data"] not in (*_MADE, _MIXED):
@@ -356,10 +361,10 @@ def train(
         raise typer.Exit(INTERRUPTED)
     path = out / "model.safetensors"
     save_model(path, network, size=str(side), data=Path(options["data"]).name, **notes)
-    typer.echo(f"Après {_number(result.steps)} pas :")
+    typer.echo(f"Après {number(result.steps)} pas :")
     for name, value in (result.history or [{}])[-1].items():
         if name in _MEASURES:
-            typer.echo(f"  {_MEASURES[name]} : {_number(value)}")
+            typer.echo(f"  {_MEASURES[name]} : {number(value)}")
     typer.echo(path)
 
 
@@ -421,7 +426,7 @@ def _new_dalle(options: dict, sizes: dict) -> tuple["nn.Module", "Tokenizer", "n
         return painter.transformer, painter.tokenizer, painter.vqvae
     vqvae, _ = load_model(options["vqvae"], "vqvae")
     _check_side(side, vqvae)
-    tokenizer = recipes.build_tokenizer(_open_source(options["data"], "train", side))
+    tokenizer = recipes.build_tokenizer(_training_source(options, "train"))
     return recipes.build_dalle(sizes, tokenizer, vqvae, side, options["seed"]), tokenizer, vqvae
 
 
@@ -430,12 +435,17 @@ def _recipe(training: _Training) -> tuple:
     from minidalle import recipes
 
     options, _, network, tokenizer, vqvae = training
-    source, held_out = (_open_source(options["data"], split, options["size"]) for split in ("train", "test"))
+    source = _training_source(options, "train")
+    held_out = _training_source(options, "test") if options["data"] in (*_MADE, _MIXED) else source
     if options["model"] != "dalle":
         return recipes.image_batches(source), recipes.measure_images(held_out), {}
     pieces = (tokenizer, vqvae, network.config.text_length)
     notes = {"tokenizer": tokenizer.to_json(), "vqvae": "vqvae"}
     return recipes.token_batches(source, *pieces), recipes.measure_dalle(held_out, *pieces), notes
+
+
+def _training_source(options: dict, split: str) -> "Source":
+    return _open_source(options["data"], split, options["size"], options.get("bad_images", "fail"))
 
 
 def _keep(out: Path, training: _Training) -> None:
@@ -537,23 +547,92 @@ def tokens(
         values = codes[0].tolist()
         for i in range(0, len(values), 10):
             typer.echo(" ".join(f"{value:6.2f}" for value in values[i : i + 10]))
-        typer.echo(f"Un code de {_number(len(values))} nombres, sans jetons.")
+        typer.echo(f"Un code de {number(len(values))} nombres, sans jetons.")
     else:
         width = len(str(int(codes.max())))
         for row in codes[0].tolist():
             typer.echo(" ".join(f"{token:{width}}" for token in row))
-        distinct = f"{_number(len(codes.unique()))} sur {_number(codes.numel())}"
-        known = _number(autoencoder.config.codes)
+        distinct = f"{number(len(codes.unique()))} sur {number(codes.numel())}"
+        known = number(autoencoder.config.codes)
         typer.echo(f"Jetons distincts : {distinct}, dans un dictionnaire de {known} codes.")
-    typer.echo(f"PSNR de la reconstruction : {_number(float(psnr(original[None], copy[None])[0]))} dB.")
+    typer.echo(f"PSNR de la reconstruction : {number(float(psnr(original[None], copy[None])[0]))} dB.")
     if path:
         _write_png(path, [original, copy], zoom, Modele=_model_name(weights))
+
+
+# --- rate -----------------------------------------------------------------------------------------
+
+
+@app.command(cls=Command, epilog="Exemple : minidalle rate mes-images --rater Ana --out notes.csv")
+def rate(
+    source: Annotated[
+        Path, typer.Argument(metavar="SOURCE", help="Dossier d'images légendées, ou JSON au format COCO.")
+    ],
+    rater: Annotated[
+        str | None, typer.Option("--rater", metavar="NOM", help="Qui note : l'ordre des paires en dépend.")
+    ] = None,
+    out: Annotated[
+        Path, typer.Option("--out", metavar="FICHIER.csv", help="Fichier de notes, commencé ou repris.")
+    ] = Path("notes.csv"),
+    n: Annotated[
+        int | None,
+        typer.Option("-n", metavar="ENTIER", callback=_positive, help="Noter n images, tirées de la graine."),
+    ] = None,
+    seed: Annotated[
+        int,
+        typer.Option(
+            "--seed", metavar="ENTIER", callback=natural, help="Graine, la même pour tous les juges."
+        ),
+    ] = 0,
+    port: Annotated[
+        int, typer.Option("--port", metavar="ENTIER", callback=natural, help="Port local ; 0 pour un libre.")
+    ] = 8421,
+    no_browser: Annotated[bool, typer.Option("--no-browser", help="Ne pas ouvrir de navigateur.")] = False,
+    export: Annotated[
+        Path | None,
+        typer.Option("--export", metavar="FICHIER.csv", help="Écrire les notes corrigées, et quitter."),
+    ] = None,
+) -> None:
+    """Noter des légendes sur une page locale, au clavier.
+
+    Chaque juge voit toutes les paires, dans un ordre à lui, sans les notes des autres. Chaque note est
+    enregistrée aussitôt : arrêter et relancer reprend où l'on en était. « minidalle evaluate ratings » lit le
+    fichier de notes.
+    """
+    import threading
+    import webbrowser
+
+    from minidalle.data.captioned import CaptionedImages
+    from minidalle.evaluation import rating_page, ratings
+
+    if export:
+        ratings.write_ratings(export, ratings.tabulate(ratings.read_ratings(out)))
+        typer.echo(export)
+        return
+    if not (name := rating_page.one_line(rater or "")):
+        raise MinidalleError("Qui note ? Ajouter --rater NOM.")
+    images = CaptionedImages.open(source)
+    items = rating_page.order(rating_page.choose(images, n, seed), name, seed)
+    answers = rating_page.Answers(out)
+    if answers.torn:
+        typer.echo(f"Attention : ligne interrompue, retirée de « {out} » : {answers.torn}", err=True)
+
+    def ready(address: str) -> None:
+        typer.echo(f"{number(len(items))} paires à noter sur {address} ; Ctrl-C pour arrêter.")
+        if not no_browser:
+            threading.Thread(target=webbrowser.open, args=(address,), daemon=True).start()
+
+    try:
+        rating_page.serve(rating_page.application(images, items, answers, name), port, ready)
+    except KeyboardInterrupt:
+        typer.echo(f"Notes enregistrées dans « {out} ».")
 
 
 # --- data -----------------------------------------------------------------------------------------
 
 _MADE = ("scenes", "openmoji")  # sources que le projet fabrique
-_MIXED = "scenes+openmoji"  # leur mélange, pour entraîner ; toute autre source est un dossier
+_MIXED = "scenes+openmoji"  # leur mélange, pour entraîner
+_NAMED = (*_MADE, _MIXED, "tuxpaint")  # toute autre source est un dossier
 
 
 @data_app.callback(epilog="Exemple : minidalle data show scenes -n 9 -o planche.png")
@@ -572,8 +651,9 @@ def list_sources() -> None:
     typer.echo(
         f"scenes    tirées à volonté : de 1 à {scenes.MAX_OBJECTS} objets, pris parmi {len(scenes.SHAPES)} formes "
         f"en {len(scenes.COLOURS)} couleurs et {len(scenes.THINGS)} émojis\n"
-        f"openmoji  {_number(emojis['train'])} émojis nommés en français, et {_number(emojis['test'])} autres "
+        f"openmoji  {number(emojis['train'])} émojis nommés en français, et {number(emojis['test'])} autres "
         f"réservés au test\n"
+        f"tuxpaint  photographies et dessins légendés en français, du paquet Debian tuxpaint-stamps-default\n"
         f"DOSSIER   les vôtres : photo.jpg et photo.txt, ou un fichier JSON au format COCO"
     )
     _credit("openmoji")
@@ -583,7 +663,9 @@ def list_sources() -> None:
 def show(
     source: Annotated[
         str,
-        typer.Argument(metavar="SOURCE", help="« scenes », « openmoji » ou un dossier d'images légendées."),
+        typer.Argument(
+            metavar="SOURCE", help="« scenes », « openmoji », « tuxpaint » ou un dossier d'images légendées."
+        ),
     ],
     n: Number = 16,
     seed: Seed = 0,
@@ -633,10 +715,10 @@ def export(
         raise MinidalleError(f"« {folder} » contient un autre export : choisir un dossier neuf.")
     if folder.is_dir():
         for path in folder.iterdir():
-            number = re.fullmatch(r"(\d{5,})\.(?:png|txt)", path.name)
-            if path != credit and not (number and int(number[1]) < count):
+            numbered = re.fullmatch(r"(\d{5,})\.(?:png|txt)", path.name)
+            if path != credit and not (numbered and int(numbered[1]) < count):
                 raise MinidalleError(f"« {folder} » contient déjà « {path.name} » : choisir un dossier neuf.")
-    with _bar("images", count) as bar:
+    with progress_bar("images", count) as bar:
         for i, (image, caption) in enumerate(examples):
             if i == 0:
                 with atomic_write(credit, "w") as file:
@@ -648,17 +730,20 @@ def export(
                 Image.fromarray(image).save(file, "PNG")
             bar.update()
     _credit(source)
-    typer.echo(f"Images et légendes écrites dans « {folder} » : {_number(count)}.")
+    typer.echo(f"Images et légendes écrites dans « {folder} » : {number(count)}.")
 
 
-def _open_source(name: str, split: str, size: int) -> "Source":
-    from minidalle.data.sources import open_source
+def _open_source(name: str, split: str, size: int, bad_images: str = "fail") -> "Source":
+    from minidalle.data.sources import Folder, open_source
 
-    if name not in (*_MADE, _MIXED) and not Path(name).exists():
+    if name not in _NAMED and not Path(name).exists():
         raise MinidalleError(
             f"Source « {name} » inconnue : choisir {', '.join(_MADE)} ou un dossier d'images légendées."
         )
-    return open_source(name, split, size)
+    source = open_source(name, split, size, bad_images)
+    if isinstance(source, Folder):
+        tell_skipped(source.pairs.skipped)
+    return source
 
 
 def _examples(
@@ -683,11 +768,13 @@ def _examples(
 
 
 def _credit(source: str) -> None:
-    """Affiche la mention due aux dessinateurs des émojis ; les scènes en contiennent."""
-    from minidalle.data.openmoji import CREDIT
+    """Affiche la mention due aux dessinateurs des images ; les scènes contiennent des émojis."""
+    from minidalle.data import openmoji, tuxpaint
 
     if source in (*_MADE, _MIXED):
-        typer.echo(CREDIT)
+        typer.echo(openmoji.CREDIT)
+    elif source == "tuxpaint":
+        typer.echo(tuxpaint.CREDIT)
 
 
 # --- images et textes -----------------------------------------------------------------------------
@@ -742,26 +829,3 @@ def _grid(images: "Sequence[np.ndarray]", gap: int = 2) -> "np.ndarray":
 
 def _model_name(weights: Path) -> str:
     return weights.stem if weights.stem != "model" else weights.resolve().parent.name
-
-
-def _number(value: float) -> str:
-    """« 1 234 », « 27,31 »."""
-    text = f"{value:,}" if isinstance(value, int) or abs(value) >= 1000 else f"{value:.4g}"
-    return text.replace(",", "\u202f").replace(".", ",")
-
-
-def _quoted(words: list[str]) -> str:
-    """« a », « b » et encore 3."""
-    more = f" et encore {_number(len(words) - 10)}" if len(words) > 10 else ""
-    return ", ".join(f"« {word} »" for word in words[:10]) + more
-
-
-def _bar(what: str, total: int) -> "tqdm":
-    from tqdm import tqdm
-
-    return tqdm(
-        desc=what,
-        total=total,
-        disable=bool(os.environ.get("TQDM_DISABLE")) or None,  # None : cachée hors d'un terminal
-        bar_format="{desc} {percentage:3.0f} %|{bar}| {n_fmt} sur {total_fmt}, encore {remaining}",
-    )

@@ -1,14 +1,18 @@
-"""Typer en français : il ne connaît que l'anglais, pour l'aide comme pour les fautes de frappe."""
+"""Typer en français, qu'il ne sait ni pour l'aide ni pour les fautes de frappe ; ce que les commandes partagent."""
 
 import difflib
 import inspect
+import os
 import sys
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 from typer.core import TyperCommand, TyperGroup
 
 from minidalle.errors import MinidalleError, reason
+
+if TYPE_CHECKING:
+    from tqdm import tqdm
 
 INTERRUPTED = 130  # code de sortie d'un programme arrêté par Ctrl-C
 
@@ -45,6 +49,49 @@ def label(param: Any) -> str:
     """« -n ENTIER », « DESCRIPTION »."""
     names = [] if param.param_type_name == "argument" else [" / ".join(param.opts)]
     return f"« {' '.join([*names, param.metavar])} »"
+
+
+def number(value: float) -> str:
+    """« 1 234 », « 27,31 »."""
+    text = f"{value:,}" if isinstance(value, int) or abs(value) >= 1000 else f"{value:.4g}"
+    return text.replace(",", "\u202f").replace(".", ",")
+
+
+def quoted(words: list[str]) -> str:
+    """« a », « b » et encore 3."""
+    more = f" et encore {number(len(words) - 10)}" if len(words) > 10 else ""
+    return ", ".join(f"« {word} »" for word in words[:10]) + more
+
+
+def natural(param: typer.CallbackParam, value: int | None) -> int | None:
+    """Contrôle d'une option entière et positive : une graine, un port."""
+    if value is not None and not 0 <= value < 2**62:
+        raise MinidalleError(f"{label(param)} veut un entier de 0 à {2**62 - 1}, pas {value}.")
+    return value
+
+
+def progress_bar(what: str, total: int) -> "tqdm":
+    """Barre d'avancement sur la sortie d'erreur ; cachée hors d'un terminal."""
+    from tqdm import tqdm
+
+    return tqdm(
+        desc=what,
+        total=total,
+        disable=bool(os.environ.get("TQDM_DISABLE")) or None,  # None : selon le terminal
+        bar_format="{desc} {percentage:3.0f} %|{bar}| {n_fmt} sur {total_fmt}, encore {remaining}",
+    )
+
+
+BAD_IMAGES_HELP = (
+    "Images absentes ou illisibles : « fail », s'arrêter à la première ; « list », les énumérer toutes et "
+    "s'arrêter ; « skip », les énumérer et s'en passer."
+)
+
+
+def tell_skipped(lines: list[str]) -> None:
+    """Énumère les images que « skip » a écartées."""
+    for line in lines:
+        typer.echo(f"Image écartée : {line}", err=True)
 
 
 class _French:
@@ -128,3 +175,13 @@ class Group(_French, TyperGroup):
         except KeyboardInterrupt:
             typer.echo("Interrompu : aucun fichier n'est resté à moitié écrit.", err=True)
             raise typer.Exit(INTERRUPTED) from None
+
+
+# Réglages d'une application ou d'un groupe de commandes.
+PLAIN = {
+    "cls": Group,
+    "rich_markup_mode": None,
+    "add_completion": False,
+    "pretty_exceptions_enable": False,
+    "context_settings": {"help_option_names": ["-h", "--help"]},
+}

@@ -20,7 +20,7 @@ from typer.testing import CliRunner
 from minidalle import __version__, cli, recipes
 from minidalle.checkpoints import WEIGHTS, load_model, save_model
 from minidalle.cli import app
-from minidalle.data import openmoji
+from minidalle.data import openmoji, tuxpaint
 from minidalle.data.captioned import CaptionedImages
 from minidalle.generation import TextToImage
 from minidalle.models.dalle import DALLE, DALLEConfig
@@ -537,6 +537,17 @@ def test_data_refuses_what_is_impossible(args, expected):
     assert expected in fail("data", *args)
 
 
+def test_data_show_draws_the_stamps_of_tux_paint(monkeypatch):
+    stamps = Path("tampons")
+    stamps.mkdir()
+    Image.new("RGB", (20, 10), "red").save(stamps / "pomme.png")
+    (stamps / "pomme.txt").write_text("An apple.\nfr.utf8=Une pomme rouge.\n", encoding="utf-8")
+    monkeypatch.setattr(tuxpaint.read_stamps, "__defaults__", (None, stamps))
+    result = succeed("data", "show", "tuxpaint", "--size", SIDE)
+    assert "Une pomme rouge." in result.stdout and tuxpaint.CREDIT in result.stdout
+    assert Image.open("planche-tuxpaint.png").size == (SIDE, SIDE)
+
+
 # --- train ----------------------------------------------------------------------------------------
 
 
@@ -637,6 +648,17 @@ def test_train_transformer_on_a_folder_then_generate(small_recipes, model):
     )
     assert Path("suite/tokenizer.json").read_bytes() == Path("ailleurs/tokenizer.json").read_bytes()
     assert "--size 16" in fail("train", "dalle", "--data", "scenes", "--out", "x", "--init", moved)
+
+
+def test_train_goes_on_without_bad_images_when_asked(small_recipes):
+    succeed("data", "export", "scenes", "paires", "-n", 6, "--size", SIDE)
+    Path("paires/00002.png").write_bytes(b"abc")
+    training = ("train", "vqvae", "--data", "paires", "--size", SIDE, "--steps", 1, "--out")
+    refused = run(*training, "essai", "--bad-images", "list")
+    assert refused.exit_code == 2 and "1 sur 6" in refused.stderr and "00002.png" in refused.stderr
+    result = succeed(*training, "essai", "--bad-images", "skip")
+    assert result.stderr.count("Image écartée : ") == 1 and "00002.png" in result.stderr
+    assert "00002.png" in succeed("train", "--out", "essai", "--resume", "--steps", 2).stderr
 
 
 def test_init_starts_from_given_weights(small_recipes, model, monkeypatch):

@@ -1,12 +1,20 @@
 """Recettes : les données rencontrent les modèles."""
 
+import itertools
+import re
+from collections import Counter
+
 import numpy as np
 import pytest
 import torch
 
 from minidalle import recipes
-from minidalle.data.sources import Scenes
+from minidalle.data import scenes
+from minidalle.data.pairs import Vocabulary, emoji_names
+from minidalle.data.pairs import words as text_words
+from minidalle.data.sources import Emojis, Scenes
 from minidalle.errors import MinidalleError
+from minidalle.models.seq2seq import Seq2Seq, Seq2SeqConfig
 from minidalle.training import TrainingConfig, train
 
 SMALL = {"channels": (8, 8, 8), "codes": 16, "code_dim": 4, "blocks": 0}
@@ -93,3 +101,182 @@ def test_delta_tells_a_model_that_reads(parts):
     train(model, lambda rng, n: pairs, config)
     after = measure(model)
     assert after["test_loss"] < blind["test_loss"] and after["delta"] > 2
+
+
+# --- CLIP ---
+
+
+@pytest.fixture(scope="module")
+def clip_parts():
+    source = Scenes("train", 32, caption={"spatial": 1.0})
+    tokenizer = recipes.build_tokenizer(source, captions=1000, vocabulary=256)
+    options = {
+        "patch": 16,
+        "image_width": 16,
+        "image_layers": 1,
+        "text_width": 16,
+        "text_layers": 1,
+        "length": 12,
+    }
+    return source, tokenizer, recipes.build_clip(options, tokenizer, 32).eval()
+
+
+def test_clip_batches_match_their_source(clip_parts):
+    source, tokenizer, clip = clip_parts
+    images, texts, wrong = recipes.clip_batches(source, tokenizer, 32)(np.random.default_rng(4), 6)
+    pixels, captions = source.batch(np.random.default_rng(4), 6)
+    assert torch.equal(images, recipes.to_tensor(pixels)) and wrong.shape == (0, 32)
+    assert [tokenizer.decode(row) for row in texts] == [
+        tokenizer.decode(tokenizer.encode(c).ids) for c in captions
+    ]
+    assert clip.loss(images, texts[:, :12], wrong[:, :12])["loss"] > 0
+
+
+def test_a_share_of_the_captions_brings_its_opposite(clip_parts):
+    source, tokenizer, _ = clip_parts
+    captions = source.batch(np.random.default_rng(4), 60)[1]
+    turned = [tokenizer.encode(t).ids for t in map(scenes.opposite, captions) if t]
+
+    def wrong(share):
+        rows = recipes.clip_batches(source, tokenizer, 32, share)(np.random.default_rng(4), 60)[2]
+        return [[i for i in row if i] for row in rows.tolist()]
+
+    assert wrong(1.0) == turned and len(turned) > 15
+    half = wrong(0.5)
+    assert all(row in turned for row in half) and 0.2 < len(half) / len(turned) < 0.8
+
+
+def test_long_captions_are_cut_and_large_batches_split(clip_parts):
+    source, tokenizer, clip = clip_parts
+    images, captions = source.batch(np.random.default_rng(0), 70)
+    captions[0] = " et ".join(captions)
+    image, text = recipes.embed_images(clip, images), recipes.embed_texts(clip, tokenizer, captions)
+    assert image.shape == text.shape == (70, clip.config.dim) and not text.requires_grad
+    torch.testing.assert_close(image[66:], clip.encode_image(recipes.to_tensor(images[66:])))
+    kept = tokenizer.encode(captions[0], 12).ids
+    torch.testing.assert_close(text[:1], clip.encode_text(torch.tensor([kept])))
+    with pytest.raises(MinidalleError, match="vide"):
+        recipes.embed_texts(clip, tokenizer, ["un chat", ""])
+
+
+@pytest.fixture
+def reader(monkeypatch):
+    """Un CLIP de théâtre : une fonction, de ce qu'il faut dire d'une image à ce qu'il en dit."""
+    shown, numbers = {}, {}
+    render, caption = scenes.render, scenes.caption
+
+    def drawn(scene, size=64):
+        image = render(scene, size)
+        told = {scenes.describe(o) for o in scene.objects} if len(scene.objects) == 1 else set()
+        for a, b in itertools.permutations(scene.objects, 2):
+            place = scenes.relation(a, b)
+            told |= {scenes.situate(a, place, b)} if place else set()
+        shown.setdefault(image.tobytes(), set()).update(told)
+        return image
+
+    def captioned(scene, *args, **options):
+        text = caption(scene, *args, **options)
+        shown.setdefault(render(scene, 64).tobytes(), set()).add(text)
+        return text
+
+    def vectors(sets):
+        rows = torch.zeros(len(sets), 2000)
+        for row, texts in zip(rows, sets, strict=True):
+            for text in texts:
+                row[numbers.setdefault(text, len(numbers))] = 1
+        return rows
+
+    emojis = Emojis("test", 64)
+    shown.update({image.tobytes(): {name} for image, name in zip(emojis.images, emojis.names, strict=True)})
+    monkeypatch.setattr(scenes, "render", drawn)
+    monkeypatch.setattr(scenes, "caption", captioned)
+    monkeypatch.setattr(
+        recipes,
+        "embed_images",
+        lambda clip, images: vectors([{clip(t) for t in shown[i.tobytes()]} for i in images]),
+    )
+    monkeypatch.setattr(recipes, "embed_texts", lambda clip, tokenizer, texts: vectors([{t} for t in texts]))
+
+
+@pytest.mark.usefixtures("reader")
+def test_the_exam_marks_a_perfect_reader_and_a_confused_one():
+    examine = recipes.examine_clip(None, n=40)
+    answers = examine(lambda text: text)
+    assert {name: len(right) for name, right in answers.items()} == {
+        **dict.fromkeys(["recall", "shape", "colour", "order"], 40),
+        "emoji": len(Emojis("test", 16).names),
+    }
+    # Sept émojis ont le dessin d'un autre : même un lecteur parfait s'y trompe.
+    assert answers.pop("emoji").mean() > 0.95
+    assert {name: right.mean() for name, right in answers.items()} == dict.fromkeys(answers, 1.0)
+
+    def exchanged(text):
+        """« A à gauche de B » devient « B à gauche de A »."""
+        return re.sub(r"^(une? .+) (\S+ ?\S+) d'(une? .+)$", r"\3 \2 d'\1", text)
+
+    assert not examine(exchanged)["order"].any()
+    repainted = examine(lambda text: text.replace("violet", "noir").replace("violette", "noire"))
+    assert 0 < repainted["colour"].mean() < 1 and repainted["shape"].all()
+    metrics = recipes.measure_clip(None, n=40)(lambda text: text)
+    assert metrics["emoji"] > 0.95 and metrics | {"emoji": 1.0} == dict.fromkeys(metrics, 1.0)
+
+
+# --- traduction ---
+
+NAMES = emoji_names()[:40]
+SOURCE, TARGET = (Vocabulary(pair[side] for pair in NAMES) for side in (0, 1))
+
+
+def test_encoded_pairs_follow_the_convention():
+    source, target = recipes.encode_pairs(NAMES, SOURCE, TARGET)
+    for pair, s, t in zip(NAMES, source.tolist(), target.tolist(), strict=True):
+        s, t = ([i for i in row if i] for row in (s, t))
+        assert s == [*SOURCE.encode(pair.source), SOURCE.stop_id]
+        assert t == [TARGET.start_id, *TARGET.encode(pair.target), TARGET.stop_id]
+
+
+def test_batches_of_pairs_are_matched_trimmed_and_uniform():
+    batches, counts, rng = recipes.pair_batches(NAMES, SOURCE, TARGET), Counter(), np.random.default_rng(0)
+    known = {pair.source: pair.target for pair in NAMES}
+    for _ in range(500):
+        source, target = batches(rng, 8)
+        assert (source != 0).any(0).all() and (target != 0).any(0).all(), "pas de colonne vide"
+        for s, t in zip(source, target, strict=True):
+            name = SOURCE.decode(s.tolist())
+            assert known[name] == TARGET.decode(t.tolist())
+            counts[name] += 1
+    # 100 tirages de chacune, à cinq écarts-types près.
+    assert len(counts) == 40 and all(abs(n - 100) < 45 for n in counts.values())
+
+
+def test_a_translator_reads_what_it_learnt_to_read():
+    asked = {}
+
+    def write(model, source, **options):
+        asked.update(options, model=model, source=source)
+        return recipes.encode_pairs(NAMES, SOURCE, TARGET)[1]
+
+    texts = recipes.translate("modèle", [p.source for p in NAMES], SOURCE, TARGET, length=9, write=write)
+    assert texts == [pair.target for pair in NAMES]
+    assert torch.equal(asked.pop("source"), recipes.encode_pairs(NAMES, SOURCE, TARGET)[0])
+    assert asked == {"model": "modèle", "length": 9, "stop": TARGET.stop_id}
+
+
+def test_translations_and_their_measure():
+    torch.manual_seed(0)
+    model = Seq2Seq(Seq2SeqConfig(len(SOURCE), len(TARGET), width=8, hidden=8)).eval()
+    texts = recipes.translate(model, [pair.source for pair in NAMES], SOURCE, TARGET, length=5)
+    assert len(texts) == 40 and all(len(text_words(text)) <= 5 for text in texts)
+    alone = recipes.translate(model, [NAMES[3].source], SOURCE, TARGET, length=5)
+    assert alone == texts[3:4]
+    metrics = recipes.measure_translation(NAMES, SOURCE, TARGET)(model)
+    assert metrics.keys() == {"test_loss", "exact", "chrf"}
+    assert metrics["test_loss"] == pytest.approx(np.log(len(TARGET)), rel=0.1) and metrics["exact"] == 0
+
+
+def test_nothing_to_translate():
+    model = Seq2Seq(Seq2SeqConfig(len(SOURCE), len(TARGET), width=8, hidden=8))
+    with pytest.raises(MinidalleError, match="Aucun texte"):
+        recipes.translate(model, [], SOURCE, TARGET)
+    with pytest.raises(MinidalleError, match="Aucun texte"):
+        recipes.pair_batches([], SOURCE, TARGET)

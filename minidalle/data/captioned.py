@@ -6,10 +6,15 @@ Toute erreur nomme le fichier et l'entrée en cause.
 Source du format COCO : https://cocodataset.org/#format-data, « Image Captioning ».
 """
 
+import codecs
+import contextlib
+import copy
 import json
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
+import ijson
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
@@ -18,6 +23,8 @@ from minidalle.errors import MinidalleError, reason
 # Pillow lit bien d'autres formats, dont EPS, qui lance un programme extérieur.
 _FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
 _SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm")
+
+BAD_IMAGES = ("fail", "list", "skip")
 
 
 def load_image(path: Path | str, size: int | None = None) -> np.ndarray:
@@ -77,7 +84,9 @@ class CaptionedImages:
 
     Attributes:
         source: fichier JSON ou dossier d'où viennent les légendes.
+        names: fichier de chaque image, dans le dossier des images.
         captions: légendes de chaque image, lisibles sans ouvrir les images.
+        skipped: une phrase par image que `sift` a écartée.
     """
 
     def __init__(
@@ -85,13 +94,14 @@ class CaptionedImages:
     ) -> None:
         """Assemble des entrées déjà vérifiées ; voir plutôt `open`, `from_coco` et `from_folder`."""
         self.source = source
+        self.names = names
         self.captions = captions
+        self.skipped: list[str] = []
         self._folder = folder
-        self._names = names
         self._size = size
 
     @classmethod
-    def open(cls, path: Path | str, size: int | None = None) -> "CaptionedImages":
+    def open(cls, path: Path | str, size: int | None = None, bad_images: str = "fail") -> Self:
         """Devine le format : un fichier JSON, un dossier qui en contient un, ou un dossier de paires.
 
         Les images d'un JSON sont cherchées dans le dossier voisin `images`, sinon à côté de lui. Dans un
@@ -100,6 +110,7 @@ class CaptionedImages:
         Args:
             path: fichier ou dossier.
             size: voir `load_image`.
+            bad_images: voir `sift`.
 
         Raises:
             MinidalleError: rien de lisible à cet endroit, ou entrée fautive.
@@ -108,24 +119,26 @@ class CaptionedImages:
         if path.is_dir():
             found = sorted(path.glob("captions.json")) or sorted(path.glob("*.json"))
             if not found:
-                return cls.from_folder(path, size)
+                return cls.from_folder(path, size).sift(bad_images)
             if len(found) > 1:
                 raise MinidalleError(
                     f"Le dossier « {path} » contient plusieurs fichiers JSON : donner celui des légendes."
                 )
             path = found[0]
         neighbour = path.parent / "images"
-        return cls.from_coco(path, neighbour if neighbour.is_dir() else path.parent, size)
+        folder = neighbour if neighbour.is_dir() else path.parent
+        return cls.from_coco(path, folder, size).sift(bad_images)
 
     @classmethod
-    def from_coco(
-        cls, json_path: Path | str, images_dir: Path | str, size: int | None = None
-    ) -> "CaptionedImages":
+    def from_coco(cls, json_path: Path | str, images_dir: Path | str, size: int | None = None) -> Self:
         """Légendes au format COCO.
 
         Deux listes sont lues : `images` (`id`, `file_name`), qui donne l'ordre, et `annotations`
         (`image_id`, `caption`). L'existence des fichiers d'images n'est vérifiée qu'à leur lecture : les
         légendes se lisent sans les images.
+
+        Le JSON est lu au fil de l'eau, et seul ce qui sert est gardé : 100 Mio pour 500 000 légendes, là où
+        `json.load` en prend 350, ou 590 s'il s'y trouve un seul émoji.
 
         Args:
             json_path: fichier JSON, UTF-8.
@@ -137,37 +150,36 @@ class CaptionedImages:
                 légende vide, image sans légende ou hors du dossier.
         """
         json_path = Path(json_path)
-        content = _read_json(json_path)
-        where = f"« {json_path} »"
-        names: list[str] = []
+        names: dict[int | str, str] = {}
         captions: dict[int | str, list[str]] = {}
-        for i, entry in enumerate(_field(content, "images", list, where)):
-            where = f"« {json_path} », images[{i}]"
-            key, name = _field(entry, "id", (int, str), where), _field(entry, "file_name", str, where)
-            if key in captions:
-                raise MinidalleError(f"{where} : l'identifiant {key!r} est déjà pris, le rendre unique.")
-            # Un fichier de données ne doit pas pouvoir faire lire ailleurs que dans son dossier.
-            if Path(name).is_absolute() or ".." in Path(name).parts:
-                raise MinidalleError(f"{where} : « file_name » sort du dossier des images, le corriger.")
-            captions[key] = []
-            names.append(name)
-        where = f"« {json_path} »"
-        for i, entry in enumerate(_field(content, "annotations", list, where)):
-            where = f"« {json_path} », annotations[{i}]"
-            key, caption = _field(entry, "image_id", (int, str), where), _field(entry, "caption", str, where)
+        for where, part, entry in _entries(json_path):
+            if part == "images":
+                key, name = _field(entry, "id", (int, str), where), _field(entry, "file_name", str, where)
+                if key in names:
+                    raise MinidalleError(f"{where} : l'identifiant {key!r} est déjà pris, le rendre unique.")
+                # Un fichier de données ne doit pas pouvoir faire lire ailleurs que dans son dossier.
+                if Path(name).is_absolute() or ".." in Path(name).parts:
+                    raise MinidalleError(f"{where} : « file_name » sort du dossier des images, le corriger.")
+                names[key] = name
+            else:
+                key = _field(entry, "image_id", (int, str), where)
+                caption = _field(entry, "caption", str, where).strip()
+                if not caption:
+                    raise MinidalleError(f"{where} : légende vide, la compléter ou retirer l'entrée.")
+                captions.setdefault(key, []).append(caption)
+        if captions.keys() - names.keys():  # une seconde lecture, pour dire où
+            for where, part, entry in _entries(json_path):
+                if part == "annotations" and (key := entry["image_id"]) not in names:
+                    raise MinidalleError(f"{where} : « image_id » vaut {key!r}, qu'aucune image ne porte.")
+        for i, key in enumerate(names):
             if key not in captions:
-                raise MinidalleError(f"{where} : « image_id » vaut {key!r}, qu'aucune image ne porte.")
-            if not caption.strip():
-                raise MinidalleError(f"{where} : légende vide, la compléter ou retirer l'entrée.")
-            captions[key].append(caption.strip())
-        for i, (key, found) in enumerate(captions.items()):
-            if not found:
                 where = f"« {json_path} », images[{i}]"
                 raise MinidalleError(f"{where} : l'image {key!r} n'a aucune légende, en ajouter une.")
-        return cls._checked(json_path, Path(images_dir), names, list(captions.values()), size)
+        told = [captions[key] for key in names]
+        return cls._checked(json_path, Path(images_dir), list(names.values()), told, size)
 
     @classmethod
-    def from_folder(cls, folder: Path | str, size: int | None = None) -> "CaptionedImages":
+    def from_folder(cls, folder: Path | str, size: int | None = None) -> Self:
         """Paires « photo.jpg », « photo.txt » d'un dossier (sans ses sous-dossiers), dans l'ordre des noms.
 
         Le texte, en UTF-8, porte une légende par ligne ; lignes vides et textes sans image sont ignorés.
@@ -190,14 +202,14 @@ class CaptionedImages:
         return cls._checked(folder, folder, [file.name for file in files], captions, size)
 
     @classmethod
-    def _checked(cls, source: Path, *rest: Any) -> "CaptionedImages":
+    def _checked(cls, source: Path, *rest: Any) -> Self:
         dataset = cls(source, *rest)
         if not len(dataset):
             raise MinidalleError(f"« {source} » ne contient aucune image légendée : vérifier le chemin.")
         return dataset
 
     def __len__(self) -> int:
-        return len(self._names)
+        return len(self.names)
 
     def __getitem__(self, index: int) -> tuple[np.ndarray, list[str]]:
         """Image uint8 (H, W, 3), lue à l'instant, et ses légendes.
@@ -208,20 +220,121 @@ class CaptionedImages:
         """
         captions = self.captions[index]
         try:
-            return load_image(self._folder / self._names[index], self._size), captions
+            return self._load(self._folder / self.names[index]), captions
         except MinidalleError as error:
             raise MinidalleError(f"« {self.source} », entrée {index} : {error}") from error
 
+    def _load(self, path: Path) -> np.ndarray:
+        return load_image(path, self._size)
 
-def _read_json(path: Path) -> Any:
+    def keep(self, indices: Iterable[int]) -> Self:
+        """La même suite, réduite à ces entrées, dans cet ordre."""
+        kept, indices = copy.copy(self), list(indices)
+        kept.names = [self.names[i] for i in indices]
+        kept.captions = [self.captions[i] for i in indices]
+        return kept
+
+    def sift(self, bad_images: str) -> Self:
+        """Choisit que faire des images absentes ou illisibles.
+
+        Args:
+            bad_images: « fail », ne rien vérifier : la première que l'on lira lèvera une erreur ; « list »,
+                les lire toutes, une à la fois, et lever une erreur qui énumère les mauvaises ; « skip », les
+                lire toutes et rendre la suite sans les mauvaises, que `skipped` énumère.
+
+        Raises:
+            MinidalleError: choix inconnu, une image mauvaise si « list », toutes si « skip ».
+        """
+        if bad_images not in BAD_IMAGES:
+            raise MinidalleError(
+                f"« {bad_images} » n'est pas un choix pour les images illisibles : {', '.join(BAD_IMAGES)}."
+            )
+        if bad_images == "fail":
+            return self
+        faults: dict[int, str] = {}
+        for i in range(len(self)):
+            try:
+                self[i]
+            except MinidalleError as error:
+                faults[i] = str(error)
+        if faults and (bad_images == "list" or len(faults) == len(self)):
+            raise MinidalleError(
+                "\n".join([f"Images illisibles : {len(faults)} sur {len(self)}.", *faults.values()])
+            )
+        kept = self.keep(i for i in range(len(self)) if i not in faults)
+        kept.skipped = list(faults.values())
+        return kept
+
+
+_LISTS = ("images", "annotations")
+_Event = tuple[str, Any]  # sorte et valeur, comme les donne ijson
+
+
+def _entries(path: Path) -> Iterator[tuple[str, str, Any]]:
+    """Éléments des deux listes d'un JSON COCO, un par un, dans l'ordre du fichier : (place, liste, élément)."""
+    found = set()
+    with _events(path) as events:
+        first = next(events)
+        if first[0] != "start_map":
+            _field(_value(first, events), "images", list, f"« {path} »")
+        for _, name in _until("end_map", events):
+            first = next(events)
+            if first[0] == "start_array":
+                found.add(name)
+                for i, event in enumerate(_until("end_array", events)):
+                    entry = _value(event, events)
+                    if name in _LISTS:
+                        yield f"« {path} », {name}[{i}]", name, entry
+            elif name in _LISTS:
+                _field({name: _value(first, events)}, name, list, f"« {path} »")
+            else:
+                _value(first, events)
+        next(events, None)  # rien ne doit suivre
+    for name in _LISTS:
+        if name not in found:
+            _field({}, name, list, f"« {path} »")
+
+
+@contextlib.contextmanager
+def _events(path: Path) -> Iterator[Iterator[_Event]]:
+    """Ce que contient un JSON, signe après signe."""
     try:
-        with path.open(encoding="utf-8-sig") as file:
-            return json.load(file)
+        with path.open("rb") as file:
+            if file.read(len(codecs.BOM_UTF8)) != codecs.BOM_UTF8:
+                file.seek(0)
+            # `ijson.items` serait plus court, mais sa mémoire croît avec le carré de la profondeur du JSON.
+            yield ijson.basic_parse(file, use_float=True)
     except OSError as error:
         raise MinidalleError(f"« {path} » est illisible ({reason(error)}) : vérifier le chemin.") from error
+    except (ijson.JSONError, UnicodeDecodeError, RecursionError) as error:
+        raise MinidalleError(f"« {path} » {_json_fault(path)} : le corriger.") from error
+
+
+def _json_fault(path: Path) -> str:
+    """Ce qui ne va pas dans un JSON, et la ligne, que le module json sait dire au contraire d'ijson."""
+    try:
+        json.loads(path.read_text(encoding="utf-8-sig"))
     except (ValueError, RecursionError) as error:
         line = f" (ligne {error.lineno})" if isinstance(error, json.JSONDecodeError) else ""
-        raise MinidalleError(f"« {path} » n'est pas du JSON en UTF-8{line} : le corriger.") from error
+        return f"n'est pas du JSON en UTF-8{line}"
+    return "contient un nombre impossible (NaN, infini ou de plus de 64 bits)"
+
+
+def _value(event: _Event, events: Iterator[_Event]) -> Any:
+    """Valeur dont `event` est le premier signe."""
+    kind, value = event
+    if kind == "start_map":
+        return {key: _value(next(events), events) for _, key in _until("end_map", events)}
+    if kind == "start_array":
+        return [_value(event, events) for event in _until("end_array", events)]
+    return value
+
+
+def _until(end: str, events: Iterator[_Event]) -> Iterator[_Event]:
+    for event in events:
+        if event[0] == end:
+            return
+        yield event
 
 
 def _field(entry: Any, key: str, kind: type | tuple[type, ...], where: str) -> Any:

@@ -12,6 +12,8 @@ les positions libres.
 import functools
 import hashlib
 import io
+import itertools
+import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -527,6 +529,50 @@ def caption(
     if rng.random() < background:
         text += f" sur {'un ' if rng.random() < phrasing else ''}fond {scene.background}"
     return text
+
+
+def describe(o: Object) -> str:
+    """« un carré bleu », « un mouton » : l'objet et sa couleur, rien d'autre."""
+    return _indefinite(_described(o, True, False, False))
+
+
+def situate(a: Object, place: str, b: Object) -> str:
+    """« un cercle rouge à gauche d'un carré bleu », que ce soit vrai ou non ; `place` est une clé de `RELATIONS`."""
+    _check("relation", place, RELATIONS)
+    return f"{describe(a)} {_join(RELATIONS[place], describe(b))}"
+
+
+_OPPOSITES = {
+    "gauche": "droite",
+    "droite": "gauche",
+    "dessus": "dessous",
+    "dessous": "dessus",
+    "haut": "bas",
+    "bas": "haut",
+    "sous ": "au-dessus d'",
+}
+_PLACE = re.compile(
+    r"(?<=à )(?:gauche|droite)|(?<=à sa )(?:gauche|droite)|(?<=au-)dess(?:us|ous)|(?<=en )(?:haut|bas)"
+    r"|\bsous (?=une? )"
+)
+
+
+def opposite(text: str) -> str | None:
+    """La même légende, relations retournées : vraie de la scène vue à l'envers, fausse de celle-ci.
+
+    « un chat à gauche d'un chien » donne « un chat à droite d'un chien ».
+
+    Returns:
+        None si la légende ne situe pas deux objets, ou si deux de ceux qu'elle nomme pourraient former une
+        disposition réservée au test : répéter qu'elle est fausse, ce serait déjà l'apprendre.
+    """
+    turned = _PLACE.sub(lambda found: _OPPOSITES[found[0]], text)
+    kinds = [word for word in re.findall(r"\w+", text) if word in KINDS]
+    if turned == text or len(kinds) < 2:
+        return None
+    place = "gauche" if re.search("gauche|droite", text) else "dessus"
+    reserved = any(held_out_layout(a, place, b) for a, b in itertools.permutations(kinds, 2))
+    return None if reserved else turned
 
 
 Look = tuple[

@@ -13,6 +13,7 @@ import numpy as np
 
 from minidalle.data import openmoji, scenes
 from minidalle.data.captioned import CaptionedImages
+from minidalle.data.tuxpaint import read_stamps
 from minidalle.errors import MinidalleError
 
 Batch = tuple[np.ndarray, list[str]]
@@ -84,11 +85,11 @@ class Emojis:
 
 
 class Folder:
-    """Images légendées du lecteur (voir `minidalle.data.captioned`), recadrées au carré."""
+    """Images légendées du lecteur, au carré ; arguments de `open_captioned`."""
 
-    def __init__(self, path: Path | str, size: int = 64) -> None:
+    def __init__(self, path: Path | str, size: int = 64, bad_images: str = "fail") -> None:
         self.size = size
-        self.pairs = CaptionedImages.open(path, size=size)
+        self.pairs = open_captioned(path, size, bad_images)
 
     def batch(self, rng: np.random.Generator, n: int) -> Batch:
         picks, captions = self._draw(rng, n)
@@ -133,14 +134,30 @@ class Mixture:
         return rng.multinomial(n, shares).tolist()
 
 
-def open_source(name: str, split: str = "train", size: int = 64) -> Source:
-    """Source désignée par « scenes », « openmoji » ou le chemin d'un dossier d'images légendées.
+def open_captioned(name: Path | str, size: int | None = None, bad_images: str = "fail") -> CaptionedImages:
+    """Images légendées d'un dossier ou d'un fichier JSON, ou tampons de « tuxpaint » s'ils sont installés.
 
-    « scenes+openmoji » désigne le mélange des deux. Un dossier n'a pas de découpage : `split` y est sans
-    effet.
+    Args:
+        name: « tuxpaint », ou un chemin que lit `CaptionedImages.open`.
+        size: côté des images ; None garde leurs dimensions.
+        bad_images: voir `CaptionedImages.sift`.
 
     Raises:
-        MinidalleError: dossier absent ou mal formé.
+        MinidalleError: dossier absent ou mal formé, tampons absents, images illisibles selon `bad_images`.
+    """
+    if name == "tuxpaint":
+        return read_stamps(size).sift(bad_images)
+    return CaptionedImages.open(name, size, bad_images)
+
+
+def open_source(name: str, split: str = "train", size: int = 64, bad_images: str = "fail") -> Source:
+    """Source désignée par « scenes », « openmoji » ou ce que lit `open_captioned`.
+
+    « scenes+openmoji » désigne le mélange des deux. Des images légendées n'ont pas de découpage : `split` y est
+    sans effet.
+
+    Raises:
+        MinidalleError: voir `open_captioned`.
     """
     if name == "scenes+openmoji":
         return Mixture([Scenes(split, size), Emojis(split, size)])
@@ -148,4 +165,4 @@ def open_source(name: str, split: str = "train", size: int = 64) -> Source:
         return Scenes(split, size)
     if name == "openmoji":
         return Emojis(split, size)
-    return Folder(name, size)
+    return Folder(name, size, bad_images)

@@ -4,6 +4,7 @@ import shutil
 import struct
 import subprocess
 import sys
+import tracemalloc
 import zlib
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from minidalle.data.captioned import CaptionedImages, load_image
+from minidalle.data.captioned import BAD_IMAGES, CaptionedImages, load_image
 from minidalle.errors import MinidalleError
 
 # Quatre quadrants : rouge, vert / bleu, blanc ; 6 × 4 pixels.
@@ -284,12 +285,47 @@ def edited(*path, value=None, delete=False) -> dict:
         ('{"images": [\n\n}', "ligne 3"),
         ("[" * 100_000, "JSON"),
         ("1" * 5000, "JSON"),
+        (json.dumps(coco_content()) + " x", r"JSON .*\(ligne 1\)"),
+        (edited("images", 0, "height", value=float("nan")), "nombre impossible"),
+        (edited("images", 0, "id", value=2**70), "nombre impossible"),
     ],
 )
 def test_faulty_coco_names_file_and_entry(content, place, coco):
     write_coco(coco.parent, content)
     with pytest.raises(MinidalleError, match=f"« .*legendes.json ».*{place}"):
         CaptionedImages.from_coco(coco, coco.parent / "images")
+
+
+def test_annotations_may_come_before_images(coco):
+    content = coco_content()
+    turned = {name: content[name] for name in ("annotations", "info", "images")}
+    write_coco(coco.parent, turned | {"type": "captions", "licenses": [{"id": [1, {"x": None}]}]})
+    dataset = CaptionedImages.from_coco(coco, coco.parent / "images")
+    assert dataset.names == ["b.png", "a.png"]
+    assert dataset.captions == [["quatre couleurs"], ["un carré rouge", "du rouge"]]
+
+
+def test_emoji_escapes_and_byte_order_mark(coco):
+    content = edited("annotations", 1, "caption", value="un 🐑 à côté d'un œuf")
+    for text in (json.dumps(content), json.dumps(content, ensure_ascii=False)):
+        coco.write_bytes(b"\xef\xbb\xbf" + text.encode())
+        captions = CaptionedImages.from_coco(coco, coco.parent / "images").captions
+        assert captions[0] == ["un 🐑 à côté d'un œuf"]
+
+
+def test_a_large_json_is_not_held_in_memory(coco):
+    content = coco_content()
+    content["annotations"] = [
+        {"image_id": 3 + 4 * (i % 2), "caption": f"légende {i}", "inutile": f"{i:03}" * 200}
+        for i in range(5000)
+    ]
+    write_coco(coco.parent, content)
+    tracemalloc.start()
+    dataset = CaptionedImages.from_coco(coco, coco.parent / "images")
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert [len(captions) for captions in dataset.captions] == [2500, 2500]
+    assert peak < coco.stat().st_size / 3
 
 
 def test_json_that_is_not_utf8(coco):
@@ -389,6 +425,78 @@ def test_folder_bad_image_is_named(pairs):
         CaptionedImages.from_folder(pairs)[0]
 
 
+# --- images absentes ou illisibles
+
+
+@pytest.fixture
+def spoiled(tmp_path, image) -> Path:
+    """Cinq paires, dont trois aux images abîmées : coupée, vidée, remplacée par un texte."""
+    folder = tmp_path / "abimees"
+    folder.mkdir()
+    for name in "abcde":
+        image.save(folder / f"{name}.png")
+        (folder / f"{name}.txt").write_text(f"image {name}")
+    (folder / "b.png").write_bytes((folder / "a.png").read_bytes()[:60])
+    (folder / "c.png").write_bytes(b"")
+    (folder / "e.png").write_text("bonjour")
+    return folder
+
+
+def test_bad_images_stop_at_the_first_one_read(spoiled):
+    dataset = CaptionedImages.open(spoiled)
+    assert dataset[0][1] == ["image a"]
+    with pytest.raises(MinidalleError, match=r"entrée 1 : .*b\.png » est tronquée"):
+        dataset[1]
+
+
+def test_bad_images_are_listed_all_at_once(spoiled):
+    with pytest.raises(MinidalleError) as caught:
+        CaptionedImages.open(spoiled, bad_images="list")
+    title, *lines = str(caught.value).split("\n")
+    assert "3 sur 5" in title
+    assert [line.split("entrée ")[1][0] for line in lines] == ["1", "2", "4"]
+    assert all(f"{name}.png" in line for name, line in zip("bce", lines, strict=True))
+
+
+def test_bad_images_are_skipped_and_told(spoiled):
+    dataset = CaptionedImages.open(spoiled, size=2, bad_images="skip")
+    assert dataset.names == ["a.png", "d.png"]
+    assert [captions for _, captions in dataset] == dataset.captions == [["image a"], ["image d"]]
+    assert [name in line for name, line in zip("bce", dataset.skipped, strict=True)] == [True] * 3
+
+
+def test_missing_images_of_a_json_are_skipped(coco):
+    (coco.parent / "images/b.png").unlink()
+    dataset = CaptionedImages.open(coco, bad_images="skip")
+    assert dataset.names == ["a.png"]
+    np.testing.assert_array_equal(dataset[0][0], np.full((5, 5, 3), [255, 0, 0]))
+    assert len(dataset.skipped) == 1 and "b.png » est introuvable" in dataset.skipped[0]
+
+
+def test_nothing_readable_is_an_error(coco):
+    shutil.rmtree(coco.parent / "images")
+    with pytest.raises(MinidalleError, match="2 sur 2"):
+        CaptionedImages.open(coco, bad_images="skip")
+
+
+@pytest.mark.parametrize("choice", BAD_IMAGES)
+def test_good_images_pass_every_choice(choice, pairs):
+    dataset = CaptionedImages.open(pairs, bad_images=choice)
+    assert (len(dataset), dataset.skipped) == (2, [])
+
+
+def test_unknown_choice(pairs):
+    with pytest.raises(MinidalleError, match="« ignore ».*fail, list, skip"):
+        CaptionedImages.open(pairs, bad_images="ignore")
+
+
+def test_keep_leaves_the_original_alone(spoiled):
+    dataset = CaptionedImages.open(spoiled)
+    kept = dataset.keep(iter([3, 0]))
+    assert [captions for _, captions in kept] == [["image d"], ["image a"]]
+    assert len(dataset) == len(dataset.captions) == 5
+
+
 # --- open
 
 
@@ -432,3 +540,19 @@ def test_real_coco_sample():
     for array, captions in dataset:
         assert array.shape == (32, 32, 3) and array.std() > 5
         assert len(captions) >= 5
+
+
+@pytest.mark.skipif("MINIDALLE_DATA" not in os.environ, reason="MINIDALLE_DATA n'est pas défini")
+def test_real_coco_captions_without_their_images():
+    path = Path(os.environ["MINIDALLE_DATA"]) / "coco/captions_val2017.json"
+    if not path.is_file():
+        pytest.skip("MINIDALLE_DATA/coco/captions_val2017.json est absent")
+    dataset = CaptionedImages.open(path)
+    assert (len(dataset), sum(map(len, dataset.captions))) == (5000, 25_014)
+    content = json.loads(path.read_text())
+    assert dataset.names == [entry["file_name"] for entry in content["images"]]
+    ranks = {entry["id"]: i for i, entry in enumerate(content["images"])}
+    expected = [[] for _ in ranks]
+    for entry in content["annotations"]:
+        expected[ranks[entry["image_id"]]].append(entry["caption"].strip())
+    assert dataset.captions == expected

@@ -1,6 +1,7 @@
 """Le monde des scènes : règles, dessin, légendes, combinaisons réservées."""
 
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -414,3 +415,45 @@ def test_sizes_are_compared():
     scene = Scene("blanc", (Object("étoile", "rouge", size="grand"), Object("mouton", x=0.9, y=0.9)))
     told = {tell(scene, s, spatial=0, comparison=1) for s in range(10)}
     assert told == {"une étoile rouge plus grande qu'un mouton", "un mouton plus petit qu'une étoile rouge"}
+
+
+# --- légendes opposées ---
+
+
+def test_an_object_and_a_place_in_words():
+    star, square = Object("étoile", "violet", "rayé", "grand"), Object("carré", "bleu")
+    assert scenes.describe(star) == "une étoile violette" and scenes.describe(SHEEP) == "un mouton"
+    assert scenes.situate(star, "gauche", square) == "une étoile violette à gauche d'un carré bleu"
+    assert scenes.situate(SHEEP, "dessous", star) == "un mouton au-dessous d'une étoile violette"
+    with pytest.raises(MinidalleError, match="relation"):
+        scenes.situate(star, "derrière", square)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("un chat à gauche d'un chien", "un chat à droite d'un chien"),
+        ("la grande croix est au-dessus du chat", "la grande croix est au-dessous du chat"),
+        ("un chat avec un chien à sa droite", "un chat avec un chien à sa gauche"),
+        ("un chat en haut et un chien en bas", "un chat en bas et un chien en haut"),
+        ("un chat sous une croix sur un fond gris", "un chat au-dessus d'une croix sur un fond gris"),
+        ("à droite d'un chat, un chien", "à gauche d'un chat, un chien"),
+        ("un chat et un chien", None),
+        ("un chat plus grand qu'un chien", None),
+        ("flèche vers le haut", None),
+        ("main avec index pointant à gauche", None),
+        # Dispositions réservées au test : la légende est vraie à l'entraînement, son opposée y serait fausse.
+        ("un mouton à droite d'un carré bleu", None),
+        ("une croix verte à gauche d'une étoile", None),
+    ],
+)
+def test_opposite_captions(text, expected):
+    assert scenes.opposite(text) == expected
+
+
+@given(SEEDS, SEEDS)
+def test_the_opposite_is_told_of_the_scene_upside_down(seed, voice):
+    scene = scene_of(seed)
+    turned = Scene(scene.background, tuple(replace(o, x=1 - o.x, y=1 - o.y) for o in scene.objects))
+    text, told = (tell(s, voice, spatial=1) for s in (scene, turned))
+    assert scenes.opposite(text) in (None, told)

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from minidalle.data import openmoji, scenes
-from minidalle.data.sources import Emojis, Folder, Mixture, Scenes, open_source
+from minidalle.data import openmoji, scenes, tuxpaint
+from minidalle.data.sources import Emojis, Folder, Mixture, Scenes, open_captioned, open_source
 from minidalle.errors import MinidalleError
 
 
@@ -87,3 +87,21 @@ def test_folder_pairs_each_image_with_one_of_its_captions(folder):
 def test_missing_folder_is_a_clear_error(tmp_path):
     with pytest.raises(MinidalleError, match="absent"):
         open_source(str(tmp_path / "absent"))
+
+
+def test_bad_images_are_never_drawn_when_skipped(folder):
+    (folder / "rouge.png").write_bytes(b"abc")
+    source = open_source(str(folder), size=8, bad_images="skip")
+    images, captions = source.batch(np.random.default_rng(0), 20)
+    assert {*captions} == {"un fond vert", "tout vert"} and (images == (0, 200, 0)).all()
+    assert len(source.pairs.skipped) == 1
+    with pytest.raises(MinidalleError, match="1 sur 2"):
+        open_source(str(folder), bad_images="list")
+
+
+def test_tux_paint_is_a_source(folder, monkeypatch):
+    (folder / "vert.txt").write_text("Green.\nfr.utf8=Du vert.\n", encoding="utf-8")
+    monkeypatch.setattr(tuxpaint.read_stamps, "__defaults__", (None, folder))
+    images, captions = open_source("tuxpaint", size=8).batch(np.random.default_rng(0), 3)
+    assert images.shape == (3, 8, 8, 3) and captions == ["Du vert."] * 3
+    assert open_captioned("tuxpaint").names == ["vert.png"]
