@@ -12,11 +12,13 @@ import torch
 from torch import Tensor, nn
 
 from minidalle.checkpoints import model_class
+from minidalle.data import scenes
 from minidalle.data.pairs import Pair, Vocabulary
-from minidalle.data.sources import Scenes, Source
+from minidalle.data.sources import Emojis, Mixture, Scenes, Source
 from minidalle.errors import MinidalleError
 from minidalle.evaluation.scores import psnr
 from minidalle.generation import pad, to_pixels, to_tensor
+from minidalle.models.clip import CLIP, CLIPConfig
 from minidalle.models.dalle import DALLE, DALLEConfig
 from minidalle.models.vqvae import VQVAE
 from minidalle.sampling import greedy
@@ -124,6 +126,28 @@ PRESETS = {
             "les poids livrés : une bonne heure de deux cœurs récents",
         ),
     },
+    "clip": {
+        "mini": Preset(
+            {"tower": "resnet", "image_layers": 1, "text_layers": 2},
+            TrainingConfig(steps=150, batch_size=64, learning_rate=1e-3, warmup=30),
+            "une minute d'un cœur : assez pour voir apprendre",
+        ),
+        "reference": Preset(
+            {"tower": "resnet", "image_layers": 1, "text_layers": 2, "dropout": 0.1},
+            TrainingConfig(
+                steps=2000,
+                batch_size=128,
+                learning_rate=1e-3,
+                warmup=50,
+                weight_decay=0.1,
+                ema=0.99,
+                precision="bfloat16",
+                save_every=100,
+                evaluate_every=200,
+            ),
+            "les poids livrés : un quart d'heure d'un cœur récent",
+        ),
+    },
 }
 
 
@@ -207,9 +231,13 @@ def reconstruct(model: nn.Module, images: np.ndarray) -> np.ndarray:
 # --- transformeur ---------------------------------------------------------------------------------
 
 
-def build_tokenizer(source: Source, captions: int = 20_000) -> Tokenizer:
-    """Segmenteur appris sur des légendes de la source : 512 jetons suffisent à celles du livre, 4096 ailleurs."""
-    vocab_size = 512 if isinstance(source, Scenes) else 4096
+def build_tokenizer(source: Source, captions: int = 20_000, vocabulary: int | None = None) -> Tokenizer:
+    """Segmenteur appris sur des légendes de la source.
+
+    Args:
+        vocabulary: nombre de jetons, au plus ; sinon 512, qui suffisent aux scènes, ou 4096 ailleurs.
+    """
+    vocab_size = vocabulary or (512 if isinstance(source, Scenes) else 4096)
     rng = np.random.default_rng(0)
     texts = (text for _ in range(captions // 500) for text in source.captions(rng, 500))
     return Tokenizer.train(texts, vocab_size)
@@ -274,6 +302,128 @@ def _seeded(build: Callable[[], nn.Module], seed: int) -> nn.Module:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return build()
+
+
+# --- CLIP -----------------------------------------------------------------------------------------
+
+# Des légendes plus complètes qu'ailleurs : deux scènes d'un même lot en auraient trop souvent la même.
+CLIP_CAPTION = {"colour": 0.9, "texture": 0.7, "size": 0.6, "background": 0.6, "omission": 0.1}
+COMPLETE = {"colour": 1.0, "texture": 1.0, "size": 1.0, "background": 1.0, "omission": 0.0}
+
+
+def clip_source(size: int, split: str = "train", *, situated: bool = False) -> Mixture:
+    """Ce qu'apprend CLIP : pour moitié des scènes, pour un quart des objets seuls, pour un quart des émojis.
+
+    Args:
+        size, split: voir `Scenes`.
+        situated: les scènes ont deux objets, et leur légende les situe chaque fois qu'elle le peut.
+    """
+    emphasis = {"spatial": 1.0} if situated else {}
+    drawn = Scenes(split, size, CLIP_CAPTION | emphasis, {"count": 2} if situated else {})
+    alone = Scenes(split, size, CLIP_CAPTION, {"count": 1})
+    return Mixture([drawn, drawn, alone, Emojis(split, size, shift=6)])
+
+
+def build_clip(options: dict, tokenizer: Tokenizer, size: int, seed: int = 0) -> CLIP:
+    """CLIP neuf, accordé au segmenteur et au côté `size` des images."""
+    shared = {"vocabulary": len(tokenizer), "size": size}
+    return _seeded(lambda: CLIP(CLIPConfig(**shared | options)), seed)
+
+
+def clip_batches(source: Source, tokenizer: Tokenizer, length: int, opposites: float = 0.0) -> Batches:
+    """Lots (images, légendes, légendes fausses) pour CLIP.
+
+    Args:
+        length: jetons d'une légende, au plus ; la fin des plus longues est coupée.
+        opposites: part des légendes qui situent un objet dont l'opposée (`scenes.opposite`) entre dans le lot.
+    """
+
+    def batch(rng: np.random.Generator, n: int) -> tuple[Tensor, Tensor, Tensor]:
+        images, captions = source.batch(rng, n)
+        kept = rng.random(n) < opposites
+        turned = [scenes.opposite(caption) for caption, keep in zip(captions, kept, strict=True) if keep]
+        ids = [tokenizer.encode(text, length).ids for text in [*captions, *filter(None, turned)]]
+        texts = pad(ids, length)
+        return to_tensor(images), texts[:n], texts[n:]
+
+    return batch
+
+
+@torch.no_grad()
+def embed_images(clip: CLIP, images: np.ndarray) -> Tensor:
+    """Images uint8 (B, S, S, 3) → vecteurs (B, d) de norme 1, par paquets pour ménager la mémoire."""
+    parts = (images[i : i + 64] for i in range(0, len(images), 64))
+    return torch.cat([clip.encode_image(to_tensor(part)) for part in parts])
+
+
+@torch.no_grad()
+def embed_texts(clip: CLIP, tokenizer: Tokenizer, texts: Sequence[str]) -> Tensor:
+    """Textes → vecteurs (B, d) de norme 1 ; la fin des trop longs est coupée.
+
+    Raises:
+        MinidalleError: texte vide.
+    """
+    length = clip.config.length
+    ids = pad([tokenizer.encode(text, length).ids for text in texts], length)
+    return torch.cat([clip.encode_text(part) for part in ids.split(256)])
+
+
+def examine_clip(tokenizer: Tokenizer, size: int = 64, n: int = 256, seed: int = 1) -> Callable[[CLIP], dict]:
+    """Prépare l'examen d'un CLIP, le même à chaque appel, sur la part « test » des scènes et des émojis.
+
+    Returns:
+        Une fonction qui rend des tableaux de booléens, une réponse juste ou fausse par question :
+        « recall » : parmi les légendes complètes de n scènes, celle de l'image est la plus proche ;
+        « shape », « colour » : une forme seule, d'une couleur jamais vue sur elle, parmi les 64 « un carré bleu » ;
+        « order » : de deux objets, « A à gauche de B » l'emporte sur « B à gauche de A » (une chance sur deux) ;
+        « emoji » : parmi les noms des émojis jamais vus, celui de l'image est le plus proche.
+    """
+    rng = np.random.default_rng(seed)
+    images, captions = Scenes("test", size, caption=COMPLETE).batch(rng, n)
+    emojis = Emojis("test", size)
+    looks = [(kind, colour) for kind in scenes.SHAPES for colour in scenes.COLOURS]
+    prompts = [scenes.describe(scenes.Object(*look)) for look in looks]
+    alone = [scenes.sample_scene(rng, "test", count=1) for _ in range(n)]
+    situated = [_situated(rng) for _ in range(n)]
+
+    def examine(clip: CLIP) -> dict[str, np.ndarray]:
+        def nearest(images: Sequence[np.ndarray], texts: Sequence[str]) -> list[int]:
+            scores = embed_images(clip, np.stack(images)) @ embed_texts(clip, tokenizer, texts).T
+            return scores.argmax(1).tolist()
+
+        found = [captions[i] == text for i, text in zip(nearest(images, captions), captions, strict=True)]
+        guesses = [looks[i] for i in nearest([scenes.render(s, size) for s in alone], prompts)]
+        truths = [(s.objects[0].kind, s.objects[0].colour) for s in alone]
+        right = np.array(guesses) == np.array(truths)
+        views = embed_images(clip, np.stack([scenes.render(scene, size) for scene, _, _ in situated]))
+        true, false = (embed_texts(clip, tokenizer, [row[i] for row in situated]) for i in (1, 2))
+        return {
+            "recall": np.array(found),
+            "shape": right[:, 0],
+            "colour": right[:, 1],
+            "order": ((views * (true - false)).sum(1) > 0).numpy(),
+            "emoji": np.array(nearest(emojis.images, emojis.names)) == np.arange(len(emojis.names)),
+        }
+
+    return examine
+
+
+def measure_clip(
+    tokenizer: Tokenizer, size: int = 64, n: int = 256, seed: int = 1
+) -> Callable[[CLIP], Metrics]:
+    """Parts de réponses justes à `examine_clip`, de 0 à 1."""
+    examine = examine_clip(tokenizer, size, n, seed)
+    return lambda clip: {name: float(answers.mean()) for name, answers in examine(clip).items()}
+
+
+def _situated(rng: np.random.Generator) -> tuple[scenes.Scene, str, str]:
+    """Scène de deux objets différents, l'un nettement d'un côté de l'autre ; sa légende, et celle de l'échange."""
+    while True:
+        scene = scenes.sample_scene(rng, "test", count=2)
+        a, b = scene.objects
+        place = scenes.relation(a, b)
+        if place and (a.kind, a.colour) != (b.kind, b.colour):
+            return scene, scenes.situate(a, place, b), scenes.situate(b, place, a)
 
 
 # --- traduction -----------------------------------------------------------------------------------

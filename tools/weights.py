@@ -19,6 +19,7 @@ from minidalle.checkpoints import WEIGHTS, load_model, save_model
 from minidalle.data.sources import Emojis, Mixture, Scenes, Source
 from minidalle.files import atomic_write
 from minidalle.plots import french
+from minidalle.text import Tokenizer
 from minidalle.training import Result, train
 
 RUNS = Path("runs")
@@ -30,11 +31,24 @@ DATA = {
     "d'OpenMoji (openmoji.org, CC BY-SA 4.0) décalés de 6 pixels au plus ; parts « train », 64 × 64 pixels",
 }
 
+DATA["clip"] = (
+    "pour moitié des scènes de `minidalle.data.scenes`, pour un quart de ces scènes à un seul objet, toutes tirées à "
+    "neuf à chaque pas, pour un quart des émojis nommés d'OpenMoji (openmoji.org, CC BY-SA 4.0) décalés de 6 pixels "
+    "au plus ; parts « train », 64 × 64 pixels"
+)
+DATA["clip-ordre"] = (
+    "ceux de `clip`, mais les scènes ont deux objets, que leur légende situe dès qu'elle le peut ; et dans chaque lot, "
+    "les légendes opposées (`scenes.opposite`) de toutes celles qui situent un objet, que chaque image doit refuser"
+)
+
 MEASURED = {
     "scenes": "Mesures sur 512 scènes de la part « test » (combinaisons jamais vues), poids moyens :",
     "mélange": "Mesures de la part « test », poids moyens : 512 scènes (combinaisons jamais vues), 512 émojis "
     "(concepts jamais vus, avec répétitions) ; les codes se comptent sur 1000 images des deux sortes :",
+    "clip": "Parts de réponses justes sur la part « test », poids moyens : 256 questions de chaque sorte, et 195 "
+    "émojis (voir `minidalle.recipes.examine_clip`) :",
 }
+MEASURED["clip-ordre"] = MEASURED["clip"]
 
 
 @dataclass(frozen=True)
@@ -129,7 +143,36 @@ def make_dalle(name: str) -> bool:
     return result.finished
 
 
-STAGES = dict.fromkeys(AUTOENCODERS, make_autoencoder) | {"scenes": make_dalle}
+# « clip-ordre » n'a que l'ordre à apprendre.
+ORDER = {"steps": 1000, "evaluate_every": 100}
+
+
+def make_clip(name: str) -> bool:
+    """« clip » part de zéro ; « clip-ordre » en repart, avec les légendes opposées dans chaque lot."""
+    source = recipes.clip_source(SIZE, situated=name != "clip")
+    preset = recipes.preset("clip", "reference")
+    if name == "clip":
+        init, opposites = None, 0.0
+        tokenizer = recipes.build_tokenizer(source, vocabulary=1024)
+        model = recipes.build_clip(preset.model, tokenizer, SIZE)
+    else:
+        init, opposites = "clip", 1.0
+        preset = replace(preset, training=replace(preset.training, **ORDER))
+        model, notes = load_model(init, "clip")
+        tokenizer = Tokenizer.from_json(notes["tokenizer"])
+    batches = recipes.clip_batches(source, tokenizer, model.config.length, opposites)
+    result = fit(name, model, batches, preset, recipes.measure_clip(tokenizer, SIZE))
+    if result.finished:
+        notes = {"tokenizer": tokenizer.to_json()}
+        finish(name, model, result, preset, notes, name, init)
+    return result.finished
+
+
+STAGES = (
+    dict.fromkeys(AUTOENCODERS, make_autoencoder)
+    | {"scenes": make_dalle}
+    | {"clip": make_clip, "clip-ordre": make_clip}
+)
 
 
 def fit(name: str, model: nn.Module, batches, preset: recipes.Preset, measure) -> Result:
@@ -208,8 +251,13 @@ def card(
         "test_perplexity": "perplexité des codes",
         "test_loss": "perte de test (nats par jeton)",
         "delta": "Δ (nats par image)",
+        "recall": "bonne légende (sur 256)",
+        "shape": "forme",
+        "colour": "couleur",
+        "order": "ordre",
+        "emoji": "émoji (sur 195)",
     }
-    rows = [row for row in result.history if "psnr" in row or "delta" in row]
+    rows = [row for row in result.history if {"psnr", "delta", "recall"} & row.keys()]
     columns = [column for column in names if column in rows[-1]]
     lines += ["| " + " | ".join(names[c] for c in columns) + " |", "|" + "---:|" * len(columns)]
     lines += [

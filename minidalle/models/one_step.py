@@ -62,7 +62,9 @@ def one_step_is_enough(decoder: nn.Module, x: Tensor, state: object) -> bool:
     if not inference or x.shape[1] != 1 or x.dtype != torch.float32:
         return False
     block = decoder.blocks[0]
-    return block.norm == "pre" and (block.cross_attention is None or state.caches[0][1].length > 0)
+    if block.norm != "pre" or type(block.dense[1]) is not nn.GELU:
+        return False
+    return block.cross_attention is None or state.caches[0][1].length > 0
 
 
 def _weights(block: nn.Module) -> tuple:

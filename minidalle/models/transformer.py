@@ -38,6 +38,7 @@ class Block(nn.Module):
         dropout: part des activations mise à zéro à l'entraînement.
         norm: « pre » ou « post ».
         rotary: positions par rotation.
+        activation: ce qui sépare les deux couches du sous-réseau dense.
 
     Raises:
         MinidalleError: réglage impossible.
@@ -52,6 +53,7 @@ class Block(nn.Module):
         dropout: float = 0.0,
         norm: str = "pre",
         rotary: bool = False,
+        activation: type[nn.Module] = nn.GELU,
     ) -> None:
         super().__init__()
         if norm not in ("pre", "post"):
@@ -64,7 +66,7 @@ class Block(nn.Module):
             MultiHeadAttention(width, heads, cross=True, dropout=dropout) if cross else None
         )
         self.dense_norm = nn.LayerNorm(width)
-        self.dense = nn.Sequential(Linear(width, 4 * width), nn.GELU(), Linear(4 * width, width))
+        self.dense = nn.Sequential(Linear(width, 4 * width), activation(), Linear(4 * width, width))
         self.dropout = nn.Dropout(dropout)
 
     def forward(
