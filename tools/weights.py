@@ -144,7 +144,7 @@ def make_dalle(name: str) -> bool:
 
 
 # « clip-ordre » n'a que l'ordre à apprendre.
-ORDER = {"steps": 1000, "evaluate_every": 100}
+ORDER = {"steps": 400, "evaluate_every": 100}
 
 
 def make_clip(name: str) -> bool:

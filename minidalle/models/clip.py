@@ -4,7 +4,7 @@ Chaque image et chaque légende devient un vecteur de norme 1 ; leur produit sca
 vont ensemble. D'un lot de N couples naissent N² rapprochements : N bons, sur la diagonale, et N² − N faux.
 Chaque image choisit sa légende parmi les N, chaque légende son image, et la perte est la moyenne des deux
 entropies croisées. Deux légendes égales d'un même lot se disputent alors deux images à tort, comme dans
-l'article ; c'est rare ici (une sur soixante, mesuré), et seulement un plancher que la perte ne passe pas.
+l'article ; c'est rare ici (une sur cinquante, mesuré), et seulement un plancher que la perte ne passe pas.
 
 Source : Radford et coll. (2021), section 2 ; Yuksekgonul et coll. (2023) pour les légendes presque justes.
 """
@@ -58,8 +58,7 @@ class CLIPConfig:
         image_width, image_layers, image_heads: du Transformer qui lit les carreaux, ou la grille du « resnet ».
         text_width, text_layers, text_heads: ceux de l'encodeur de textes.
         dim: dimension d de l'espace commun.
-        dropout: part des activations mise à zéro à l'entraînement, dans l'encodeur de textes : la couleur et la
-            forme s'y apprennent mieux l'une sans l'autre (mesuré).
+        dropout: part des activations mise à zéro à l'entraînement, dans l'encodeur de textes.
         activation: « gelu », ou « quick_gelu » comme les poids d'OpenAI.
     """
 
@@ -112,9 +111,8 @@ class VisionTransformer(nn.Module):
 class ResNet(nn.Module):
     """Image (B, 3, S, S) → vecteur (B, width) : convolutions résiduelles (He et coll., 2016), puis attention.
 
-    Comme celui de CLIP, il réunit la grille par une attention dont la question est la moyenne des cases. Des blocs
-    de Transformer la précèdent, où chaque case sait ce que voient les autres : sans eux, rien ne dit qui est à
-    gauche de qui (mesuré).
+    Comme celui de CLIP, il réunit la grille par une attention dont la question est la moyenne des cases ; des blocs
+    de Transformer la précèdent, où chaque case apprend ce que voient les autres.
     """
 
     def __init__(self, config: CLIPConfig) -> None:
@@ -199,8 +197,7 @@ def closed(tokens: Tensor, end: int) -> Tensor:
 def initialize(model: nn.Module) -> None:
     """Poids de départ de CLIP : gaussiens d'écart-type 1/√largeur, plus petits en sortie de bloc.
 
-    Ceux de GPT-2, 0,02, laissent de si petits réseaux presque linéaires au départ : ils lisent alors longtemps une
-    phrase comme un sac de mots.
+    Ceux de GPT-2, d'écart-type 0,02, laissent de si petits réseaux presque linéaires, qui apprennent moins vite.
     """
     for layer in (m for m in model.modules() if isinstance(m, nn.Linear)):
         nn.init.normal_(layer.weight, std=layer.in_features**-0.5)
