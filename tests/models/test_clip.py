@@ -74,6 +74,14 @@ def test_every_pixel_and_where_it_is_count(tower):
     assert (before - after).abs().max() > 1e-3
 
 
+def test_pixels_are_centred():
+    """Les pairs et les poids publiés lisent des pixels de −1 à 1."""
+    model, images, seen = tiny(), some_images(), []
+    model.image.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    model.encode_image(images)
+    assert torch.equal(seen[0], 2 * images - 1)
+
+
 def test_every_token_counts_up_to_the_end_token_and_no_padding():
     model = tiny()
     text = torch.tensor([[3, 4, 5, 6, 0, 0, 0]])
