@@ -1,4 +1,4 @@
-"""Apprendre l'ordre des mots à un CLIP aveugle : `python -m tools.ordre` (deux minutes d'un cœur libre).
+"""Apprendre l'ordre des mots à un CLIP aveugle : `python -m tools.ordre` (cinq minutes d'un cœur libre).
 
 Un petit CLIP apprend d'abord, par la seule perte contrastive, un petit monde : deux formes côte à côte, et leur
 légende, qui dit toujours laquelle est à gauche. De ce même départ, plusieurs remèdes : des légendes opposées dans le
@@ -32,7 +32,7 @@ RESULT = Path(__file__).parents[1] / "minidalle" / "results" / "ordre.json"
 SIZE, LENGTH, QUESTIONS, EVERY = 32, 16, 400, 40
 CONFIG = {"tower": "resnet", "channels": (32, 64), "image_layers": 1, "text_layers": 2, "length": LENGTH}
 TRAINING = {"batch_size": 64, "learning_rate": 2e-3, "warmup": 20, "precision": "bfloat16"}
-START, STEPS, SEEDS = 200, 240, (1, 7)
+START, STEPS, SEEDS = 200, 240, (1, 7, 11)
 # Par remède, ses étapes : pas, part des légendes opposées, poids du contraste et de la question.
 REMEDIES = {
     "rien": [(STEPS, 0, 1, 0)],
