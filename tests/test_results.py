@@ -1,0 +1,38 @@
+"""Les résultats rangés dans minidalle/results que relit le chapitre « CLIP comme juge » : ils sont entiers."""
+
+import csv
+import json
+from importlib import resources
+
+
+def stored(name):
+    path = resources.files("minidalle") / "results" / f"{name}.json"
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def test_every_pair_has_a_grade_from_every_rater():
+    """`python -m tools.juges` : douze images, quatre légendes chacune, deux passes."""
+    desk = stored("juges")
+    pairs = {(s["image"], caption) for s in desk["images"] for caption in s["legendes"].values()}
+    assert len(desk["images"]) == 12 and len(pairs) == 48
+    rows = list(csv.DictReader(desk["notes"]))
+    raters = {row["evaluateur"] for row in rows}
+    assert len(raters) == 2 and len(rows) == 96
+    assert {(r["image"], r["legende"], r["evaluateur"]) for r in rows} == {
+        (*p, r) for p in pairs for r in raters
+    }
+    assert {row["note"] for row in rows} <= set("01234")
+
+
+def test_every_remedy_is_followed_on_every_seed():
+    """`python -m tools.ordre` : mêmes pas, même départ par graine, comptes possibles."""
+    order = stored("ordre")
+    steps = [mark["pas"] for mark in order["remedes"]["rien"][0]]
+    starts = set()
+    for runs in order["remedes"].values():
+        assert len(runs) == len(order["graines"])
+        for seed, marks in zip(order["graines"], runs, strict=True):
+            assert [mark["pas"] for mark in marks] == steps
+            assert all(0 <= mark[key] <= order["questions"] for mark in marks for key in ("ordre", "rappel"))
+            starts.add((seed, marks[0]["ordre"], marks[0]["rappel"]))
+    assert len(starts) == len(order["graines"]), "tous les remèdes partent du même modèle"
