@@ -175,7 +175,7 @@ def generate(run: Run, name: str, batch: int) -> None:
     for who, write in writers.items():
         if not torch.equal(tokens, write(prompt)):
             raise RuntimeError(f"{who} n'écrit pas les mêmes jetons que nous, aux mêmes poids.")
-    against_best(
+    best = against_best(
         run,
         name,
         ours=our_write,
@@ -187,8 +187,7 @@ def generate(run: Run, name: str, batch: int) -> None:
     weights = sum(p.numel() for p in ours.decoder.parameters()) + VOCABULARY * WIDTH
     known = LAYERS * WIDTH * (PROMPT + NEW / 2)
     operations, read = batch * (2 * weights + 4 * known), 4 * (weights + batch * 2 * known)
-    seconds = batch / run.results[-1].ours.median
-    floor(name, seconds, operations, read)
+    floor(name, batch / best.ours.median, operations, read)
 
 
 def against_best(
