@@ -187,7 +187,31 @@ def generate(run: Run, name: str, batch: int) -> None:
     weights = sum(p.numel() for p in ours.decoder.parameters()) + VOCABULARY * WIDTH
     known = LAYERS * WIDTH * (PROMPT + NEW / 2)
     operations, read = batch * (2 * weights + 4 * known), 4 * (weights + batch * 2 * known)
-    floor(name, batch / best.ours.median, operations, read)
+    seconds = batch / best.ours.median
+    floor(name, seconds, operations, read)
+    alone = products(ours, batch)
+    note(
+        f"  ses seuls produits de matrices, que tout décodeur doit faire : {text(1e3 * alone)} ms sur "
+        f"{text(1e3 * seconds)} ; {best.peer_name} en met {text(1e3 * batch / best.peer.median)}"
+    )
+
+
+def products(ours, batch: int) -> float:
+    """Secondes que prennent, sans rien autour, les produits d'un jeton par les matrices du décodeur."""
+    import torch
+
+    from minidalle.models.linear import linear
+
+    weights = [m.weight for m in ours.decoder.modules() if isinstance(m, torch.nn.Linear)]
+    weights.append(ours.embedding.tokens.weight)
+    inputs = {n: torch.randn(batch, n) for n in {w.shape[1] for w in weights}}
+
+    @torch.inference_mode()
+    def read() -> None:
+        for weight in weights:
+            linear(inputs[weight.shape[1]], weight)
+
+    return _fastest(read)
 
 
 def against_best(
