@@ -27,6 +27,7 @@ MODELS = {
     "dvae": "DVAE",
     "vqgan": "VQGAN",
     "dalle": "DALLE",
+    "dalle_mini": "DALLEMini",
     "clip": "CLIP",
 }
 

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tokenizers import Tokenizer as BPETokenizer
+from tokenizers import decoders
 from tokenizers.models import BPE
 from tokenizers.trainers import BpeTrainer
 
@@ -206,3 +207,147 @@ class Tokenizer:
             ) from error
         except ValueError as error:  # dont MinidalleError et un fichier qui n'est pas de l'UTF-8
             raise MinidalleError(f"« {path} » n'est pas un vocabulaire de minidalle : le refaire.") from error
+
+
+# --- le segmenteur des modèles publiés ------------------------------------------------------------
+
+_BYTES_SPECIAL = ("<s>", "<pad>", "</s>", "<unk>")
+_SPACE = "Ġ"  # l'espace qui précède un mot, dans l'alphabet d'octets de GPT-2
+_ASCII = str.maketrans({"œ": "oe", "æ": "ae", "ß": "ss", "ø": "o", "ł": "l", "’": "'", "‘": "'", "ʼ": "'"})
+
+
+def normalize_ascii(text: str) -> str:
+    """Texte tel que l'ont lu les DALL·E mini publiés : ASCII, minuscules, émojis dits en anglais.
+
+    Les accents tombent (« été » donne « ete »), ce que faisait dalle-mini ; min-dalle, lui, ôte la lettre
+    entière. Une lettre sans équivalent disparaît.
+    """
+    if not text.isascii():
+        from emoji import demojize  # lourd, et presque toujours inutile
+
+        text = unicodedata.normalize("NFKD", demojize(text, delimiters=("", "")).lower().translate(_ASCII))
+    return " ".join(text.lower().encode("ascii", "ignore").decode().split())
+
+
+class ByteTokenizer:
+    """Segmenteur des DALL·E mini publiés : un BPE d'octets, comme ceux de RoBERTa et de BART.
+
+    Même interface que `Tokenizer`, mais une suite commence par `<s>` et finit par `</s>`, même vide, et le
+    remplissage est le jeton 1.
+    """
+
+    start_id, pad_id, end_id, unknown_id = range(4)
+
+    def __init__(self, bpe: BPETokenizer) -> None:
+        """Voir plutôt `from_files` et `from_json`."""
+        self._bpe = bpe
+        self._bpe.decoder = decoders.ByteLevel()
+
+    @classmethod
+    def from_files(cls, vocab: Path | str, merges: Path | str) -> "ByteTokenizer":
+        """Assemble les fichiers publiés `vocab.json` et `merges.txt`.
+
+        Raises:
+            MinidalleError: fichiers absents, illisibles ou qui ne vont pas ensemble.
+        """
+        try:
+            numbers = json.loads(Path(vocab).read_text(encoding="utf-8"))
+            lines = Path(merges).read_text(encoding="utf-8").splitlines()
+            pairs = [tuple(line.split(" ")) for line in lines if line and not line.startswith("#version")]
+            bpe = BPETokenizer(BPE(numbers, pairs, unk_token="<unk>"))
+        except OSError as error:
+            raise MinidalleError(
+                f"« {error.filename} » est illisible ({reason(error)}) : vérifier le chemin."
+            ) from error
+        except Exception as error:  # `tokenizers` lève des Exception nues
+            raise MinidalleError(
+                f"« {vocab} » et « {merges} » ne font pas un vocabulaire : les télécharger à nouveau."
+            ) from error
+        return cls._checked(bpe)
+
+    @classmethod
+    def _checked(cls, bpe: BPETokenizer) -> "ByteTokenizer":
+        numbers = bpe.get_vocab()
+        special = all(numbers.get(token) == i for i, token in enumerate(_BYTES_SPECIAL))
+        if not special or sorted(numbers.values()) != list(range(len(numbers))):
+            raise MinidalleError(
+                "Ce vocabulaire n'est pas celui d'un DALL·E mini : ses jetons se numérotent sans trou, "
+                f"{', '.join(_BYTES_SPECIAL)} d'abord."
+            )
+        return cls(bpe)
+
+    def __len__(self) -> int:
+        return self._bpe.get_vocab_size()
+
+    def encode(self, text: str, max_length: int | None = None) -> Encoding:
+        """Encode un texte, passé par `normalize_ascii`, entre `<s>` et `</s>`.
+
+        Un mot qui ne tient pas entier dans `max_length` est coupé entier, avec tous ceux qui suivent. Sont
+        inconnus les mots qui contiennent une lettre sans équivalent ASCII ou un signe hors du vocabulaire.
+
+        Args:
+            text: texte quelconque, en anglais pour être compris.
+            max_length: nombre maximal de jetons, `<s>` et `</s>` compris, au moins 2 ; None pour ne rien couper.
+
+        Raises:
+            MinidalleError: `max_length` inférieur à 2.
+        """
+        if max_length is not None and max_length < 2:
+            raise MinidalleError(f"Longueur de texte impossible ({max_length}) : au moins 2 jetons.")
+        ids, unknown, given = [], [], text.split()
+        for i, word in enumerate(given):
+            found = [_SPACE + part for part in normalize_ascii(word).split()]
+            pieces = self._bpe.encode(found, is_pretokenized=True).ids
+            if max_length is not None and len(ids) + len(pieces) > max_length - 2:
+                return Encoding(self._closed(ids), list(dict.fromkeys(unknown)), given[i:])
+            if self.unknown_id in pieces or _loses_letters(word):
+                unknown.append(word)
+            ids += pieces
+        return Encoding(self._closed(ids), list(dict.fromkeys(unknown)), [])
+
+    def _closed(self, ids: list[int]) -> list[int]:
+        return [self.start_id, *ids, self.end_id]
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """Texte d'une suite de numéros, sans début, fin ni remplissage.
+
+        Raises:
+            MinidalleError: numéro hors du vocabulaire.
+        """
+        kept = [int(token) for token in ids if token not in (self.start_id, self.pad_id, self.end_id)]
+        if kept and not 0 <= min(kept) <= max(kept) < len(self):
+            raise MinidalleError(f"Jeton hors du vocabulaire (0 à {len(self) - 1}) : vérifier le modèle.")
+        return self._bpe.decode(kept, skip_special_tokens=False).strip()
+
+    def to_json(self) -> str:
+        """Vocabulaire complet en JSON ; `from_json` le relit, octet pour octet le même."""
+        return json.dumps({"bytes": json.loads(self._bpe.to_str())}, ensure_ascii=False)
+
+    @classmethod
+    def from_json(cls, text: str) -> "ByteTokenizer":
+        """Relit `to_json`.
+
+        Raises:
+            MinidalleError: ce texte n'est pas un vocabulaire d'octets de minidalle.
+        """
+        try:
+            bpe = BPETokenizer.from_str(json.dumps(json.loads(text)["bytes"]))
+        except Exception as error:  # `tokenizers` lève des Exception nues
+            raise MinidalleError("Ce vocabulaire est illisible : refaire l'import du modèle.") from error
+        return cls._checked(bpe)
+
+
+def _loses_letters(word: str) -> bool:
+    """Vrai s'il reste des lettres sans équivalent ASCII une fois les accents tombés."""
+    plain = unicodedata.normalize("NFKD", word.lower().translate(_ASCII))
+    return any(character.isalpha() and not character.isascii() for character in plain)
+
+
+def load_tokenizer(text: str) -> Tokenizer | ByteTokenizer:
+    """Le segmenteur écrit par l'un des deux `to_json`.
+
+    Raises:
+        MinidalleError: ce texte n'est pas un vocabulaire de minidalle.
+    """
+    # La clé « bytes » vient en tête : inutile de lire deux mégaoctets de JSON pour choisir.
+    return (ByteTokenizer if text.lstrip().startswith('{"bytes"') else Tokenizer).from_json(text)

@@ -9,7 +9,15 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from minidalle.errors import MinidalleError
-from minidalle.text import Encoding, Tokenizer, normalize, words
+from minidalle.text import (
+    ByteTokenizer,
+    Encoding,
+    Tokenizer,
+    load_tokenizer,
+    normalize,
+    normalize_ascii,
+    words,
+)
 
 CORPUS = [
     "Un mouton à gauche d’un carré bleu.",
@@ -263,3 +271,136 @@ def test_unreadable_file_is_named(content, tmp_path):
         path.write_bytes(content)
     with pytest.raises(MinidalleError, match=r"« .*v\.json »"):
         Tokenizer.load(path)
+
+
+# --- le segmenteur des modèles publiés ---
+
+ENGLISH = [
+    "a red apple on the table, next to a sheep",
+    "the blue square's left side",
+    "3 grapes, a red_apple!",
+]
+
+
+@pytest.fixture(scope="module")
+def published(tmp_path_factory):
+    """Un petit vocabulaire d'octets, dans les deux fichiers publiés."""
+    from tokenizers import Tokenizer as Peer
+    from tokenizers import models, pre_tokenizers, trainers
+
+    folder = tmp_path_factory.mktemp("octets")
+    bpe = Peer(models.BPE(unk_token="<unk>"))
+    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
+    special, alphabet = ["<s>", "<pad>", "</s>", "<unk>"], pre_tokenizers.ByteLevel.alphabet()
+    # Sans « z » : il y a des mots inconnus.
+    trainer = trainers.BpeTrainer(
+        vocab_size=340,
+        special_tokens=special,
+        initial_alphabet=[c for c in alphabet if c != "z"],
+        show_progress=False,
+    )
+    bpe.train_from_iterator(2 * ENGLISH, trainer)
+    model = json.loads(bpe.to_str())["model"]
+    (folder / "vocab.json").write_text(json.dumps(model["vocab"]), encoding="utf-8")
+    lines = ["#version: 0.2", *(" ".join(pair) for pair in model["merges"])]
+    (folder / "merges.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def octets(published):
+    return ByteTokenizer.from_files(published / "vocab.json", published / "merges.txt")
+
+
+@pytest.fixture(scope="module")
+def peer(published):
+    torch = pytest.importorskip("torch")
+    threads = torch.get_num_threads()
+    module = pytest.importorskip("min_dalle.text_tokenizer")
+    # L'importer coupe le gradient et change le nombre de fils de tout le programme.
+    torch.set_grad_enabled(True)
+    torch.set_num_threads(threads)
+    vocab = json.loads((published / "vocab.json").read_text(encoding="utf-8"))
+    merges = (published / "merges.txt").read_text(encoding="utf-8").split("\n")[1:-1]
+    return module.TextTokenizer(vocab, merges)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        *ENGLISH,
+        "A Red APPLE",
+        "  grapes,   apples! ",
+        "🐑 and 🍎 on the table",
+        'zebra (xylophone) $%&* "',
+        "<pad> a",
+    ],
+)
+def test_bytes_are_numbered_as_min_dalle_does(octets, peer, text):
+    assert octets.encode(text).ids == peer.tokenize(text)
+
+
+@given(st.text(st.characters(min_codepoint=32, max_codepoint=126), max_size=40))
+def test_any_ascii_text_is_numbered_as_min_dalle_does(octets, peer, text):
+    assert octets.encode(text).ids == peer.tokenize(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("L’été, un ŒUF à Noël", "l'ete, un oeuf a noel"),
+        ("un\tmouton\n\u00a0bleu", "un mouton bleu"),
+        ("кот 日本 café", "cafe"),
+        ("🐑", "ewe"),
+    ],
+)
+def test_accents_fall_and_letters_stay(text, expected):
+    assert normalize_ascii(text) == expected
+    assert normalize_ascii(expected) == expected
+
+
+def test_bytes_have_a_beginning_an_end_and_a_limit(octets):
+    assert octets.encode("") == Encoding([0, 2], [], [])
+    assert (octets.start_id, octets.pad_id, octets.end_id, octets.unknown_id) == (0, 1, 2, 3)
+    whole = octets.encode("red apple, sheep")
+    assert whole.ids[0] == 0 and whole.ids[-1] == 2 and octets.decode(whole.ids) == "red apple, sheep"
+    cut = octets.encode("red apple, sheep", len(whole.ids) - 1)
+    assert cut.dropped == ["sheep"] and octets.decode([*cut.ids, 1, 1]) == "red apple,"
+    assert octets.encode("red apple", 2) == Encoding([0, 2], [], ["red", "apple"])
+    assert octets.encode("red кот zoo zoo café").unknown == ["кот", "zoo"]
+
+
+def test_bytes_travel_in_json(octets):
+    text = octets.to_json()
+    again = load_tokenizer(text)
+    assert type(again) is ByteTokenizer and again.to_json() == text and len(again) == len(octets)
+    assert again.encode(ENGLISH[0]) == octets.encode(ENGLISH[0])
+    assert type(load_tokenizer(TOKENIZER.to_json())) is Tokenizer
+    assert load_tokenizer(TOKENIZER.to_json()).to_json() == TOKENIZER.to_json()
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda t, f: t.encode("red", 1), "au moins 2 jetons"),
+        (lambda t, f: t.decode([len(t)]), "hors du vocabulaire"),
+        (lambda t, f: load_tokenizer('{"bytes": 3}'), "illisible"),
+        (lambda t, f: load_tokenizer("[]"), "illisible"),
+        (lambda t, f: ByteTokenizer.from_files(f / "absent", f / "merges.txt"), "rien à cet endroit"),
+        (
+            lambda t, f: ByteTokenizer.from_files(f / "merges.txt", f / "merges.txt"),
+            "ne font pas un vocabulaire",
+        ),
+    ],
+)
+def test_bytes_refuse_what_is_not_theirs(octets, published, call, message):
+    with pytest.raises(MinidalleError, match=message):
+        call(octets, published)
+
+
+def test_a_vocabulary_with_holes_is_refused(octets):
+    content = json.loads(octets.to_json())
+    content["bytes"]["model"]["vocab"]["red_hole"] = len(octets) + 5
+    with pytest.raises(MinidalleError, match="sans trou"):
+        ByteTokenizer.from_json(json.dumps(content))

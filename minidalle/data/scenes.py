@@ -275,12 +275,16 @@ _SIZE_SHARES = {
     5: (0.7, 0.3, 0),
 }
 _TEXTURE_SHARES = (0.6, 0.2, 0.2)
-_IDENTICAL_SHARE = 0.3  # des scènes à plusieurs objets : « trois cercles rouges »
 _SHAPE_SHARE = 0.55
 
 
 def sample_scene(
-    rng: np.random.Generator, split: str | None = "train", *, count: int | None = None, pitch: float = 1 / 8
+    rng: np.random.Generator,
+    split: str | None = "train",
+    *,
+    count: int | None = None,
+    pitch: float = 1 / 8,
+    identical: float = 0.3,
 ) -> Scene:
     """Tire une scène sans chevauchement.
 
@@ -289,6 +293,8 @@ def sample_scene(
         split: « train », « test », ou None pour toutes les scènes.
         count: nombre d'objets, de 1 à 5 ; None pour le tirer (surtout un ou deux).
         pitch: pas de la grille où se posent les bords des objets, en fraction du côté.
+        identical: part, parmi les scènes à plusieurs objets, de celles qui les ont tous pareils : « trois
+            cercles rouges ».
 
     Raises:
         MinidalleError: part inconnue ou nombre d'objets impossible.
@@ -298,7 +304,7 @@ def sample_scene(
     if count is not None and not 1 <= count <= MAX_OBJECTS:
         raise MinidalleError(f"Nombre d'objets impossible ({count}) : choisir de 1 à {MAX_OBJECTS}.")
     while True:
-        scene = _draw_scene(rng, count, pitch)
+        scene = _draw_scene(rng, count, pitch, identical)
         if scene is not None and split in (None, split_of(scene)):
             return scene
 
@@ -308,10 +314,12 @@ def sample_scenes(rng: np.random.Generator, n: int, split: str | None = "train",
     return [sample_scene(rng, split, **options) for _ in range(n)]
 
 
-def _draw_scene(rng: np.random.Generator, count: int | None, pitch: float) -> Scene | None:
+def _draw_scene(
+    rng: np.random.Generator, count: int | None, pitch: float, identical_share: float
+) -> Scene | None:
     """Une scène, ou None quand les objets ne tiennent pas."""
     n = count or 1 + _choose(rng, _COUNT_SHARES)
-    identical = n > 1 and rng.random() < _IDENTICAL_SHARE
+    identical = n > 1 and rng.random() < identical_share
     looks: list[tuple] = []
     while len(looks) < n:
         look = looks[0] if identical and looks else _draw_look(rng, n)
@@ -382,12 +390,15 @@ _PATHS = {
 _SUPERSAMPLING = 8
 
 
-def render(scene: Scene, size: int = 64) -> np.ndarray:
+def render(
+    scene: Scene, size: int = 64, tints: Sequence[tuple[int, int, int] | None] | None = None
+) -> np.ndarray:
     """Dessine une scène, contours lissés.
 
     Args:
         scene: ce qu'il faut dessiner.
         size: côté de l'image en pixels, au moins 16.
+        tints: par objet, la teinte (RVB, de 0 à 255) d'une forme à la place de sa couleur, ou None.
 
     Returns:
         Tableau uint8 (size, size, 3), RVB.
@@ -399,9 +410,12 @@ def render(scene: Scene, size: int = 64) -> np.ndarray:
         raise MinidalleError(f"Image de {size} pixels : il en faut au moins 16 par côté.")
     image = np.empty((size, size, 3), np.uint8)
     image[:] = BACKGROUNDS[scene.background]
-    for o in scene.objects:
-        colour, opacity = _sprite(o.kind, o.colour, o.texture, max(1, round(o.side * size)))
-        side = len(colour)
+    for o, tint in zip(scene.objects, tints or [None] * len(scene.objects), strict=True):
+        side = max(1, round(o.side * size))
+        if tint is None or not o.colour:
+            colour, opacity = _sprite(o.kind, o.colour, o.texture, side)
+        else:
+            colour, opacity = _tinted(o.kind, o.texture, side, tint)
         left, top = round(o.x * size - side / 2), round(o.y * size - side / 2)
         x0, y0, x1, y1 = max(0, left), max(0, top), min(size, left + side), min(size, top + side)
         inside = np.s_[y0 - top : y1 - top, x0 - left : x1 - left]
@@ -427,6 +441,13 @@ def _sprite(kind: str, colour: str | None, texture: str, side: int) -> tuple[np.
     return pixels[..., :3].copy(), pixels[..., 3:].astype(np.uint16)
 
 
+def _tinted(kind: str, texture: str, side: int, tint: tuple[int, int, int]) -> tuple[np.ndarray, np.ndarray]:
+    """Comme `_sprite`, d'une teinte quelconque : ses pixels sont une fonction affine de la teinte."""
+    (low, opacity), (high, _) = (_sprite(kind, end, texture, side) for end in _ENDS)
+    share = np.array(tint, np.float32) / 255
+    return (low + share * (high.astype(np.float32) - low)).round().astype(np.uint8), opacity
+
+
 def _fill_box(rgba: Image.Image) -> Image.Image:
     """Ôte la marge d'un émoji pour qu'il remplisse presque sa boîte carrée."""
     x0, y0, x1, y1 = rgba.getchannel("A").getbbox()
@@ -435,8 +456,11 @@ def _fill_box(rgba: Image.Image) -> Image.Image:
     return rgba.crop(tuple(round(v) for v in (x - side / 2, y - side / 2, x + side / 2, y + side / 2)))
 
 
+_ENDS = {"0": (0, 0, 0), "1": (255, 255, 255)}  # entre ces deux teintes, toutes les autres
+
+
 def _svg(kind: str, colour: str, texture: str, side: int) -> str:
-    rgb = COLOURS[colour]
+    rgb = (COLOURS | _ENDS)[colour]
     pale = ",".join(str(round(255 - 0.28 * (255 - c))) for c in rgb)
     fill = f"rgb({','.join(map(str, rgb))})"
     # Le motif garde la même échelle quelle que soit la taille : une période par jeton d'image à 64 pixels.

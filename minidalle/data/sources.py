@@ -4,6 +4,7 @@ Une source rend des lots par `batch(rng, n)` : n images uint8 (n, S, S, 3) et n 
 vient de `rng` : même générateur, même lot.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,6 +18,7 @@ from minidalle.data.tuxpaint import read_stamps
 from minidalle.errors import MinidalleError
 
 Batch = tuple[np.ndarray, list[str]]
+Tint = tuple[int, int, int]
 
 
 class Source(Protocol):
@@ -40,23 +42,56 @@ class Scenes:
         size: côté des images.
         caption: options de `scenes.caption`.
         sampling: options de `scenes.sample_scene`.
+        tinted: part des scènes dont les formes prennent des teintes au hasard, qui n'ont pas de nom : leur
+            légende ne dit aucune couleur. Aucune teinte n'approche la couleur réservée de sa forme.
     """
 
     split: str | None = "train"
     size: int = 64
     caption: dict = field(default_factory=dict)
     sampling: dict = field(default_factory=dict)
+    tinted: float = 0.0
 
     def batch(self, rng: np.random.Generator, n: int) -> Batch:
-        drawn, captions = self._draw(rng, n)
-        return np.stack([scenes.render(scene, self.size) for scene in drawn]), captions
+        drawn, captions, tints = self._draw(rng, n)
+        pictures = [
+            scenes.render(scene, self.size, tint) if tint else scenes.render(scene, self.size)
+            for scene, tint in zip(drawn, tints, strict=True)
+        ]
+        return np.stack(pictures), captions
 
     def captions(self, rng: np.random.Generator, n: int) -> list[str]:
         return self._draw(rng, n)[1]
 
-    def _draw(self, rng: np.random.Generator, n: int) -> tuple[list[scenes.Scene], list[str]]:
+    def _draw(
+        self, rng: np.random.Generator, n: int
+    ) -> tuple[list[scenes.Scene], list[str], list[list[Tint] | None]]:
         drawn = scenes.sample_scenes(rng, n, self.split, **self.sampling)
-        return drawn, [scenes.caption(scene, rng, **self.caption) for scene in drawn]
+        tints = [
+            _tints(rng, scene) if self.tinted and rng.random() < self.tinted else None for scene in drawn
+        ]
+        told = [self.caption | {"colour": 0.0} if tint else self.caption for tint in tints]
+        captions = [scenes.caption(s, rng, **options) for s, options in zip(drawn, told, strict=True)]
+        return drawn, captions, tints
+
+
+# Écarts minimaux (distance entre triplets RVB) au fond, sans quoi l'on ne verrait rien, et à la couleur réservée.
+_CONTRAST, _RESERVED = 90, 75
+
+
+def _tints(rng: np.random.Generator, scene: scenes.Scene) -> list[Tint]:
+    """Une teinte au hasard par objet ; celle d'un émoji ne sert pas."""
+    return [_tint(rng, scene.background, o.kind) for o in scene.objects]
+
+
+def _tint(rng: np.random.Generator, background: str, kind: str) -> Tint:
+    reserved = scenes.COLOURS.get(scenes.HELD_OUT_COLOURS.get(kind, ""))
+    while True:
+        tint = tuple(rng.integers(256, size=3).tolist())
+        if math.dist(tint, scenes.BACKGROUNDS[background]) < _CONTRAST:
+            continue
+        if reserved is None or math.dist(tint, reserved) >= _RESERVED:
+            return tint
 
 
 class Emojis:

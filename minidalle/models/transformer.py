@@ -9,7 +9,7 @@ et Wolf (2017) pour la tête liée ; Szegedy et coll. (2016) pour le lissage d'�
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -162,7 +162,7 @@ class Decoder(nn.Module):
         x: Tensor,
         memory: Tensor | None = None,
         *,
-        mask: Tensor | None = None,
+        mask: Tensor | Sequence[Tensor] | None = None,
         memory_mask: Tensor | None = None,
         state: DecoderState | None = None,
     ) -> Tensor:
@@ -171,7 +171,7 @@ class Decoder(nn.Module):
         Args:
             x: toutes les positions, ou avec `state` celles qui suivent les positions déjà lues.
             memory: (B, S, d), la sortie de l'encodeur ; inutile avec `state`.
-            mask: positions visibles, en plus de la causalité, diffusable vers (B, H, T, T).
+            mask: positions visibles, en plus de la causalité, diffusable vers (B, H, T, T) ; ou un par bloc.
             memory_mask: positions de `memory` visibles, diffusable vers (B, H, T, S) ; inutile avec `state`.
             state: celui de `start`, complété sur place.
         """
@@ -182,7 +182,8 @@ class Decoder(nn.Module):
                 return state.one_step(x[:, 0], state.caches, memory_mask)[:, None]
         for i, block in enumerate(self.blocks):
             caches = (None, None) if state is None else state.caches[i]
-            options = {"mask": mask, "memory_mask": memory_mask, "causal": True, "caches": caches}
+            own = mask if mask is None or isinstance(mask, Tensor) else mask[i]
+            options = {"mask": own, "memory_mask": memory_mask, "causal": True, "caches": caches}
             x = block(x, memory, **options)
         return self.norm(x)
 

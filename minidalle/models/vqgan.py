@@ -56,6 +56,7 @@ class VQGANConfig:
         discriminator_width, discriminator_layers: tailles du critique.
         discriminator_start: pas à partir duquel le critique note l'auto-encodeur.
         discriminator_lead: pas d'avance pendant lesquels le critique apprend sans être écouté.
+        encoder: faux pour un détokeniseur, qui peint des jetons et ne lit pas d'image.
     """
 
     channels: int = 16
@@ -76,6 +77,7 @@ class VQGANConfig:
     discriminator_layers: int = 2
     discriminator_start: int = 0
     discriminator_lead: int = 0
+    encoder: bool = True
 
     def __post_init__(self) -> None:
         stages = len(self.multipliers)
@@ -117,8 +119,9 @@ class VQGAN(nn.Module):
         self.config, self.features, self.frozen = config, features, False
         widths = [config.channels * multiple for multiple in (1, *config.multipliers)]
         sizes = widths, config.grid_channels, config.blocks, config.attention, config.groups
-        self.encoder, self.decoder = Encoder(*sizes), Decoder(*sizes)
-        self.quant_conv = nn.Conv2d(config.grid_channels, config.code_dim, 1)
+        self.encoder = Encoder(*sizes) if config.encoder else None
+        self.decoder = Decoder(*sizes)
+        self.quant_conv = nn.Conv2d(config.grid_channels, config.code_dim, 1) if config.encoder else None
         self.post_quant_conv = nn.Conv2d(config.code_dim, config.grid_channels, 1)
         self.quantizer = VectorQuantizer(
             config.codes, config.code_dim, config.decay, config.dead_below, config.init
@@ -135,7 +138,7 @@ class VQGAN(nn.Module):
     def freeze_tokens(self) -> None:
         """Fige encodeur et dictionnaire : on affine la peinture, et les jetons que lit un transformeur restent bons."""
         self.frozen = True
-        for part in (self.encoder, self.quant_conv, self.quantizer):
+        for part in filter(None, (self.encoder, self.quant_conv, self.quantizer)):
             part.requires_grad_(False)
         self.train(self.training)
 
@@ -203,6 +206,8 @@ class VQGAN(nn.Module):
         return ((painted.float() + 1) / 2).clamp(0, 1)
 
     def _vectors(self, images: Tensor) -> Tensor:
+        if self.encoder is None:
+            raise MinidalleError("Ce VQGAN n'a pas d'encodeur : il peint des jetons, et ne lit pas d'image.")
         return self.quant_conv(self.encoder(2 * images - 1)).float().permute(0, 2, 3, 1)
 
     def _grid(self, vectors: Tensor) -> Tensor:

@@ -1,9 +1,28 @@
 """Relecture des scènes."""
 
-import numpy as np
+from collections import Counter
 
-from minidalle.data.scenes import COLOURS, SHAPES, TEXTURES, Object, Scene, render, sample_scenes
-from minidalle.evaluation.oracle import LOOKS, agreement, identify
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from minidalle import recipes
+from minidalle.checkpoints import load_model
+from minidalle.data.scenes import (
+    BACKGROUNDS,
+    COLOURS,
+    INVERSE,
+    SHAPES,
+    TEXTURES,
+    Object,
+    Scene,
+    relation,
+    render,
+    sample_scene,
+    sample_scenes,
+)
+from minidalle.evaluation.oracle import LOOKS, agreement, identify, read
 
 
 def test_renders_are_read_without_a_fault():
@@ -32,3 +51,76 @@ def test_a_little_noise_changes_nothing():
 
 def test_every_look_is_known_once():
     assert len(set(LOOKS)) == len(LOOKS) == len(SHAPES) * len(COLOURS) * len(TEXTURES) + 24
+
+
+# --- lecture libre --------------------------------------------------------------------------------
+
+
+def same(a, b):
+    return Counter(a) == Counter(b)
+
+
+def test_free_reading_finds_every_scene_from_its_picture_alone():
+    scenes = sample_scenes(np.random.default_rng(2), 400, None)
+    readings = read([render(s) for s in scenes])
+    assert np.mean([same(r.objects, s.objects) for r, s in zip(readings, scenes, strict=True)]) >= 0.995
+    assert all(r.background == s.background for r, s in zip(readings, scenes, strict=True))
+    assert max(r.left for r in readings) < 0.01
+
+
+def test_reconstructions_are_read_too():
+    """Le plafond de tout ce qui se dessine avec ces jetons : au moins 98 % des noms et des couleurs."""
+    scenes = sample_scenes(np.random.default_rng(3), 150, "test")
+    vqvae, _ = load_model("vqvae", "vqvae")
+    readings = read(list(recipes.reconstruct(vqvae, np.stack([render(s) for s in scenes]))))
+    right = [
+        (o.kind, o.colour, o.size, o.x, o.y) in {(p.kind, p.colour, p.size, p.x, p.y) for p in r.objects}
+        for r, s in zip(readings, scenes, strict=True)
+        for o in s.objects
+    ]
+    assert np.mean(right) >= 0.98
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.integers(0, 10**6))
+def test_the_mirror_turns_left_into_right_and_nothing_else(seed):
+    rng = np.random.default_rng(seed)
+    scene = sample_scene(rng, None, count=2)
+    a, b = scene.objects
+    place = relation(a, b)
+    moved = tuple(Object(o.kind, o.colour, o.texture, o.size, 1 - o.x, o.y) for o in (a, b))
+    straight, turned = read([render(scene), render(Scene(scene.background, moved))])
+    assert same(straight.objects, scene.objects) and same(turned.objects, moved)
+    if place in ("gauche", "droite"):
+        assert relation(*moved) == INVERSE[place]
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    st.sampled_from(sorted(SHAPES)), st.sampled_from(sorted(COLOURS)), st.sampled_from(sorted(BACKGROUNDS))
+)
+def test_the_colour_follows_the_paint(kind, colour, background):
+    for other in COLOURS:
+        o = Object(kind, other, "uni", "moyen", 0.5625, 0.4375)
+        (reading,) = read([render(Scene(background, (o,)))])
+        assert reading.objects == (o,)
+    assert colour in COLOURS
+
+
+@pytest.mark.parametrize("background", BACKGROUNDS)
+def test_an_empty_picture_has_no_object(background):
+    blank = np.empty((64, 64, 3), np.uint8)
+    blank[:] = BACKGROUNDS[background]
+    assert read([blank]) == [(background, (), 0.0)]
+
+
+def test_what_resembles_nothing_is_left_over():
+    noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    (reading,) = read([noise])
+    assert reading.left > 0.9
+
+
+def test_pictures_are_read_one_by_one():
+    scenes = sample_scenes(np.random.default_rng(4), 40, None)
+    pictures = [render(s) for s in scenes]
+    assert read(pictures, batch=7) == read(pictures) == [read([p])[0] for p in pictures]

@@ -1,5 +1,7 @@
 """DALL·E en petit : causalité, cache, positions, apprentissage."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from hypothesis import given
@@ -7,6 +9,8 @@ from hypothesis import strategies as st
 
 from minidalle.errors import MinidalleError
 from minidalle.models.dalle import DALLE, DALLEConfig
+from minidalle.models.sparse_attention import stream_mask
+from minidalle.sampling import greedy
 
 TINY = DALLEConfig(
     text_vocabulary=11, image_vocabulary=13, text_length=5, grid=(2, 3), width=16, layers=2, heads=4
@@ -138,3 +142,77 @@ def test_dropout_acts_in_training_only():
 def test_wrong_shapes_are_refused(call, message):
     with pytest.raises(MinidalleError, match=message):
         call(tiny())
+
+
+@pytest.mark.parametrize("change", [{"sparse": True}, {"positions": "1d"}, {"text_weight": 0.125}])
+def test_the_options_keep_cache_and_whole_pass_equal(change):
+    model, (text, image) = tiny(replace(TINY, layers=3, **change)), pair(3)
+    state, previous, logits = model.start(text), None, []
+    for i in range(6):
+        logits.append(model.step(previous, state))
+        previous = image[:, i]
+    assert torch.allclose(torch.stack(logits, 1), model(text, image), atol=1e-5)
+
+
+def test_sparse_masks_hide_the_far_image_but_never_the_text():
+    config = replace(TINY, grid=(3, 3), layers=1, sparse=True)
+    model = tiny(config)
+    # La seule couche est alors une convolution de côté 11, qui voit toute cette petite grille…
+    text, image = torch.randint(1, 11, (1, 5)), torch.randint(0, 13, (1, 9))
+    changed = image.clone()
+    changed[0, 0] = (changed[0, 0] + 1) % 13
+    assert not torch.allclose(model(text, image)[0, 8], model(text, changed)[0, 8])
+    # … et une couche « row » ne voit plus le premier jeton, lu à la position 1, depuis la position 8.
+    model.masks = [stream_mask("row", 5, (3, 3))]
+    assert torch.allclose(model(text, image)[0, 8], model(text, changed)[0, 8])
+    other = text.clone()
+    other[0, 0] = (other[0, 0] + 1) % 11
+    assert not torch.allclose(model(text, image)[0, 8], model(other, image)[0, 8])
+
+
+@torch.no_grad()
+def test_losses_are_weighted_one_eighth_and_seven_eighths():
+    model, (text, image) = tiny(replace(TINY, text_weight=0.125)), pair(4)
+    text[:, 3:] = 0
+    losses = model.loss(text, image)
+    assert losses["loss"] == pytest.approx(float(losses["text"] / 8 + 7 * losses["image"] / 8))
+    assert losses["image"] == pytest.approx(float(model.nats(text, image).mean() / 6), rel=1e-5)
+    # Par le menu : seuls les jetons 2 et 3 sont prédits, chacun depuis le précédent.
+    x = model._stream(text, image)[:, :2]
+    laws = model.text_head(x).log_softmax(-1)
+    by_hand = -laws.gather(-1, text[:, 1:3, None]).mean()
+    assert losses["text"] == pytest.approx(float(by_hand), rel=1e-5)
+    empty = model.loss(torch.zeros_like(text), image)
+    assert float(empty["text"]) == 0 and torch.isfinite(empty["loss"])
+
+
+def test_each_empty_place_has_its_own_learned_token():
+    model, (_, image) = tiny(), pair(1)
+    text = torch.tensor([[3, 4, 0, 0, 0]])
+    with torch.no_grad():
+        before = model(text, image)
+        model.text_embedding.weight[0] += 1.0  # le jeton 0 n'est lu par personne…
+        assert torch.equal(model(text, image), before)
+        model.padding.weight[3] += 1.0  # … celui de la quatrième place, si
+        assert not torch.allclose(model(text, image), before)
+
+
+@pytest.mark.parametrize("change", [{"text_weight": 1.0}, {"text_weight": -0.1}, {"positions": "3d"}])
+def test_impossible_options_are_refused(change):
+    with pytest.raises(MinidalleError):
+        replace(TINY, **change)
+
+
+def test_it_memorises_eight_pairs_and_draws_them_again():
+    torch.manual_seed(0)
+    config = DALLEConfig(12, 16, 4, (3, 3), width=32, layers=2, heads=4, text_weight=0.125)
+    model = DALLE(config)
+    text, image = torch.randint(1, 12, (8, 4)), torch.randint(0, 16, (8, 9))
+    optimizer = torch.optim.AdamW(model.parameters(), lr=5e-3)
+    for _ in range(200):
+        optimizer.zero_grad()
+        losses = model.loss(text, image)
+        losses["loss"].backward()
+        optimizer.step()
+    assert losses["image"] < 0.01
+    assert torch.equal(greedy(model.eval(), text, length=9), image)
