@@ -11,12 +11,13 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
-from torch import nn
+from torch import Tensor, nn
 
 from minidalle.errors import MinidalleError
 from minidalle.files import atomic_write
 
 WEIGHTS = Path(__file__).parent / "weights"
+_SCALE = ":pas"  # suffixe du tableau qui accompagne une matrice sur 8 bits
 FORMAT = "minidalle-1"  # clé des notes dans l'en-tête des fichiers
 # Nom d'un modèle dans les fichiers et sur la ligne de commande → où trouver sa classe.
 MODELS = {
@@ -43,24 +44,49 @@ def model_class(name: str) -> type[nn.Module]:
     return getattr(importlib.import_module(f"minidalle.models.{name}"), MODELS[name])
 
 
-def save_model(path: Path | str, model: nn.Module, *, half: bool = False, **notes: str) -> None:
+def save_model(
+    path: Path | str, model: nn.Module, *, half: bool = False, packed: bool = False, **notes: str
+) -> None:
     """Écrit les poids, la configuration et des notes, atomiquement.
 
     Args:
         path: fichier `.safetensors` à écrire.
         model: modèle de `minidalle.models`.
         half: flottants sur 16 bits, deux fois plus petits ; ils sont relus sur 32 bits.
+        packed: de plus, matrices sur 8 bits, quatre fois plus petites : chaque ligne est un multiple de son plus
+            grand nombre.
         notes: textes à garder avec les poids (vocabulaire, commande, scores).
     """
     name = type(model).__module__.rpartition(".")[2]
     tensors = {}
     for key, tensor in model.state_dict().items():
         tensor = tensor.detach().cpu().contiguous()
-        tensors[key] = tensor.half() if half and tensor.is_floating_point() else tensor
+        if packed and tensor.is_floating_point() and tensor.ndim == 2:
+            tensors[key], tensors[key + _SCALE] = pack(tensor)
+        else:
+            tensors[key] = tensor.half() if (half or packed) and tensor.is_floating_point() else tensor
     notes |= {"model": name, "config": json.dumps(asdict(model.config))}
     # Une seule entrée : safetensors range les siennes au hasard, et les mêmes poids changeraient d'octets.
     with atomic_write(path) as file:
         file.write(save(tensors, {FORMAT: json.dumps(notes, sort_keys=True, ensure_ascii=False)}))
+
+
+def pack(matrix: Tensor) -> tuple[Tensor, Tensor]:
+    """Matrice (n, m) sur 8 bits : int8 (n, m), et le pas de chaque ligne, float16 (n, 1)."""
+    # Arrondi vers le haut : un pas trop petit ferait déborder le plus grand nombre.
+    step = (matrix.abs().amax(1, keepdim=True) / 127 * (1 + 2**-10)).clamp(min=2**-20).half()
+    return (matrix / step.float()).round().clamp(-127, 127).to(torch.int8), step
+
+
+def unpack(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Tableaux d'un fichier, flottants sur 32 bits, matrices de `pack` reconstituées."""
+    whole = {}
+    for key, tensor in tensors.items():
+        if key + _SCALE in tensors:
+            tensor = tensor.float() * tensors[key + _SCALE].float()
+        if not key.endswith(_SCALE):
+            whole[key] = tensor.float() if tensor.is_floating_point() else tensor
+    return whole
 
 
 def find_weights(name: Path | str) -> Path:
@@ -121,8 +147,7 @@ def load_model(name: Path | str, expected: str | None = None) -> tuple[nn.Module
     try:
         cls = model_class(kind)
         model = cls(cls.Config(**json.loads(notes["config"])))
-        floats = {k: t.float() if t.is_floating_point() else t for k, t in tensors.items()}
-        model.load_state_dict(floats)
+        model.load_state_dict(unpack(tensors))
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         raise MinidalleError(
             f"« {path} » ne correspond pas à cette version de minidalle : l'entraîner à nouveau."

@@ -19,8 +19,6 @@ from minidalle.errors import MinidalleError
 from minidalle.evaluation.scores import psnr
 from minidalle.generation import pad, to_pixels, to_tensor
 from minidalle.models.clip import CLIP, CLIPConfig
-from minidalle.models.dalle import DALLE, DALLEConfig
-from minidalle.models.vqvae import VQVAE
 from minidalle.sampling import greedy
 from minidalle.text import Tokenizer
 from minidalle.training import Batches, Metrics, TrainingConfig
@@ -34,6 +32,17 @@ class Preset:
     training: TrainingConfig
     help: str
 
+
+# Les deux générateurs livrés apprennent de même, pour se comparer.
+DRAWING_TRAINING = TrainingConfig(
+    steps=3000,
+    batch_size=64,
+    learning_rate=1.2e-3,
+    warmup=100,
+    ema=0.99,
+    precision="bfloat16",
+    compiled=True,
+)
 
 PRESETS = {
     "autoencoder": {
@@ -118,11 +127,28 @@ PRESETS = {
             TrainingConfig(steps=200, batch_size=32, learning_rate=3e-3, warmup=30),
             "une minute d'un cœur : assez pour voir apprendre",
         ),
-        "reference": Preset(
+        "socle": Preset(
             {},
             TrainingConfig(
                 steps=7_000, batch_size=64, learning_rate=1.5e-3, warmup=300, ema=0.999, precision="bfloat16"
             ),
+            "le premier modèle du livre, sur des légendes quelconques, dont part « reference »",
+        ),
+        "reference": Preset(
+            {"text_length": 20, "text_weight": 0.125},
+            DRAWING_TRAINING,
+            "les poids livrés : une bonne heure de deux cœurs récents",
+        ),
+    },
+    "dalle_mini": {
+        "mini": Preset(
+            {"width": 128, "layers": 2, "decoder_layers": 2},
+            TrainingConfig(steps=200, batch_size=32, learning_rate=3e-3, warmup=30),
+            "une minute d'un cœur : assez pour voir apprendre",
+        ),
+        "reference": Preset(
+            {"layers": 2, "decoder_layers": 3, "text_length": 20},
+            DRAWING_TRAINING,
             "les poids livrés : une bonne heure de deux cœurs récents",
         ),
     },
@@ -237,25 +263,110 @@ def build_tokenizer(source: Source, captions: int = 20_000, vocabulary: int | No
     Args:
         vocabulary: nombre de jetons, au plus ; sinon 512, qui suffisent aux scènes, ou 4096 ailleurs.
     """
-    vocab_size = vocabulary or (512 if isinstance(source, Scenes) else 4096)
+    vocab_size = vocabulary or (512 if _only_scenes(source) else 4096)
     rng = np.random.default_rng(0)
     texts = (text for _ in range(captions // 500) for text in source.captions(rng, 500))
     return Tokenizer.train(texts, vocab_size)
 
 
-def build_dalle(options: dict, tokenizer: Tokenizer, vqvae: VQVAE, size: int, seed: int = 0) -> DALLE:
-    """Transformeur neuf, accordé au segmenteur, au VQ-VAE et au côté `size` des images."""
+def _only_scenes(source: Source) -> bool:
+    if isinstance(source, Mixture):
+        return all(map(_only_scenes, source.sources))
+    return isinstance(source, Scenes)
+
+
+# Ce que disent les légendes d'un générateur : la couleur, toujours ; le reste, souvent.
+DRAWING_CAPTION = {
+    "colour": 1.0,
+    "texture": 0.6,
+    "size": 0.4,
+    "background": 0.3,
+    "omission": 0.1,
+    "phrasing": 0.3,
+}
+
+
+def drawing_source(size: int = 64, split: str = "train", *, tinted: float = 0.25) -> Mixture:
+    """Ce qu'apprend un générateur : des scènes quelconques, et surtout ce qui s'apprend mal.
+
+    Sur huit exemples : quatre couples, situés six fois sur dix quand ils peuvent l'être ; un objet seul ; des
+    objets tous pareils, une fois en nombre quelconque, une fois trois ou quatre ; une scène quelconque.
+
+    Args:
+        size, split: voir `Scenes`.
+        tinted: part des scènes aux teintes sans nom. Sans elles, le modèle apprend qu'un carré n'est jamais
+            orange ; avec elles, qu'il peut prendre n'importe quelle couleur.
+    """
+
+    def drawn(*, situated: float = 0.5, **sampling: object) -> Scenes:
+        return Scenes(split, size, DRAWING_CAPTION | {"spatial": situated}, sampling, tinted)
+
+    couple = drawn(situated=0.6, count=2)
+    alike = [drawn(identical=1.0), Mixture([drawn(identical=1.0, count=n) for n in (3, 4)])]
+    return Mixture([drawn(), drawn(count=1), couple, couple, couple, couple, *alike])
+
+
+def build_generator(
+    model: str, options: dict, tokenizer: Tokenizer, vqvae: nn.Module, size: int, seed: int = 0
+) -> nn.Module:
+    """Générateur neuf, « dalle » ou « dalle_mini », accordé au segmenteur, aux jetons et au côté des images.
+
+    Raises:
+        MinidalleError: nom d'un autre modèle.
+    """
+    if model not in GENERATORS:
+        raise MinidalleError(f"« {model} » n'est pas un générateur : choisir parmi {', '.join(GENERATORS)}.")
     side = size // vqvae.config.factor
     shared = {
         "text_vocabulary": len(tokenizer),
         "image_vocabulary": vqvae.config.codes,
         "grid": (side, side),
     }
-    return _seeded(lambda: DALLE(DALLEConfig(**shared | options)), seed)
+    cls = model_class(model)
+    return _seeded(lambda: cls(cls.Config(**shared | options)), seed)
+
+
+GENERATORS = ("dalle", "dalle_mini")
+
+
+@torch.no_grad()
+def transplant(
+    old: nn.Module, old_vqvae: nn.Module, new: nn.Module, new_vqvae: nn.Module, n: int = 3840, seed: int = 0
+) -> None:
+    """Greffe sur `new` ce que `old` sait, quand les jetons d'image changent de sens.
+
+    Le même corps d'images est mis en jetons par les deux segmenteurs. Un nouveau jeton hérite de la moyenne des
+    anciens, pesée par ce qu'ils ont d'images en commun ; les textes et les blocs passent tels quels. Deux
+    réseaux de mêmes tailles, sauf `text_length`, qui peut raccourcir.
+
+    Args:
+        n: nombre de scènes encodées par les deux.
+    """
+    images, _ = Scenes(None).batch(np.random.default_rng(seed), n)
+    codes = new_vqvae.config.codes
+    common = torch.zeros(codes, old_vqvae.config.codes)
+    places = (encode(new_vqvae, images).flatten(), encode(old_vqvae, images).flatten())
+    common.index_put_(places, torch.ones(len(places[0])), accumulate=True)
+    used = common.sum(1, keepdim=True) > 0
+    share = common / common.sum(1, keepdim=True).clamp(1)
+
+    def inherit(table: Tensor) -> Tensor:
+        return torch.where(used, share @ table, table.mean(0))
+
+    state = new.state_dict()
+    for name, tensor in old.state_dict().items():
+        if name == "image_embedding.weight":  # le dernier est le jeton de départ
+            tensor = torch.cat([inherit(tensor[:-1]), tensor[-1:]])
+        elif name == "head.weight":
+            tensor = inherit(tensor)
+        elif name in ("text_position.weight", "padding.weight"):
+            tensor = tensor[: new.config.text_length]
+        state[name] = tensor
+    new.load_state_dict(state)
 
 
 def token_batches(
-    source: Source, tokenizer: Tokenizer, vqvae: VQVAE, text_length: int, caption_dropout: float = 0.1
+    source: Source, tokenizer: Tokenizer, vqvae: nn.Module, text_length: int, caption_dropout: float = 0.1
 ) -> Batches:
     """Lots (texte, jetons d'image) pour le transformeur ; l'image est encodée au vol.
 
@@ -274,8 +385,8 @@ def token_batches(
 
 
 def measure_dalle(
-    source: Source, tokenizer: Tokenizer, vqvae: VQVAE, text_length: int, n: int = 256, seed: int = 1
-) -> Callable[[DALLE], Metrics]:
+    source: Source, tokenizer: Tokenizer, vqvae: nn.Module, text_length: int, n: int = 256, seed: int = 1
+) -> Callable[[nn.Module], Metrics]:
     """Mesure un transformeur sur n couples fixes.
 
     « test_loss » est en nats par jeton. « delta » est l'écart, en nats par image, entre la
@@ -286,11 +397,11 @@ def measure_dalle(
     text, image = batches(np.random.default_rng(seed), n)
 
     @torch.no_grad()
-    def nats(transformer: DALLE, text: Tensor) -> Tensor:
+    def nats(transformer: nn.Module, text: Tensor) -> Tensor:
         parts = zip(text.split(64), image.split(64), strict=True)
         return torch.cat([transformer.nats(*part) for part in parts])
 
-    def measure(transformer: DALLE) -> Metrics:
+    def measure(transformer: nn.Module) -> Metrics:
         right, wrong = nats(transformer, text), nats(transformer, text.roll(1, 0))
         length = transformer.config.image_length
         return {"test_loss": float(right.mean()) / length, "delta": float((wrong - right).mean())}
@@ -414,6 +525,20 @@ def measure_clip(
     """Parts de réponses justes à `examine_clip`, de 0 à 1."""
     examine = examine_clip(tokenizer, size, n, seed)
     return lambda clip: {name: float(answers.mean()) for name, answers in examine(clip).items()}
+
+
+def measure_recall(
+    source: Source, tokenizer: Tokenizer, n: int = 256, seed: int = 1
+) -> Callable[[CLIP], Metrics]:
+    """Mesure un CLIP sur n couples fixes : « recall », part des images dont la légende est la plus proche."""
+    images, captions = source.batch(np.random.default_rng(seed), n)
+
+    def measure(clip: CLIP) -> Metrics:
+        nearest = (embed_images(clip, images) @ embed_texts(clip, tokenizer, captions).T).argmax(1).tolist()
+        found = [captions[i] == text for i, text in zip(nearest, captions, strict=True)]
+        return {"recall": float(np.mean(found))}
+
+    return measure
 
 
 def _situated(rng: np.random.Generator) -> tuple[scenes.Scene, str, str]:

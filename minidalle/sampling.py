@@ -5,7 +5,7 @@ Le modèle n'a que deux méthodes. `start(condition)` lit ce qui est donné et r
 suivant. L'état sait garder, permuter ou doubler ses lignes : `state.select(rows)`.
 
 Chaque ligne d'un lot est seule au monde : la troisième d'une série est la même, qu'on en demande trois
-ou trente.
+ou trente (aux arrondis du modèle près, que la taille du lot peut changer).
 """
 
 from collections.abc import Callable, Sequence
@@ -15,6 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from minidalle.errors import MinidalleError
+
+_NUCLEUS = 128  # jetons parmi lesquels chercher d'abord un noyau
 
 
 def check_sampling(temperature: float, top_k: int | None, top_p: float | None) -> None:
@@ -42,7 +44,8 @@ def probabilities(
         logits: (..., K).
         temperature: divise les logits ; moins de 1 resserre la loi, plus de 1 l'aplatit.
         top_k: ne garde que les k jetons les plus probables (Fan et coll., 2018).
-        top_p: ne garde que le plus petit noyau de probabilité au moins p (Holtzman et coll., 2020).
+        top_p: ne garde que le plus petit noyau de probabilité au moins p (Holtzman et coll., 2020), et les
+            jetons aussi probables que son dernier.
 
     Returns:
         (..., K), positives, de somme 1.
@@ -52,22 +55,41 @@ def probabilities(
     """
     check_sampling(temperature, top_k, top_p)
     # Ainsi écrit, même une température minuscule ne fait pas déborder les flottants.
-    logits = (logits - logits.amax(-1, keepdim=True)).double() / temperature
+    logits = logits - logits.amax(-1, keepdim=True)
     if top_k is not None and top_k < logits.shape[-1]:
         weakest = logits.topk(top_k).values[..., -1:]
         logits = logits.masked_fill(logits < weakest, float("-inf"))
+    logits = logits.double() / temperature
     if top_p is not None and top_p < 1:
-        ordered, order = logits.softmax(-1).sort(descending=True)
-        # Un jeton reste tant que ceux qui le précèdent ne suffisent pas à atteindre p ; le premier, toujours.
-        outside = ordered.cumsum(-1) - ordered >= top_p
-        outside[..., 0] = False
-        logits = logits.masked_fill(outside.scatter(-1, order, outside), float("-inf"))
+        law = logits.softmax(-1)
+        logits = logits.masked_fill(law < _nucleus_edge(law, top_p), float("-inf"))
     return logits.softmax(-1).float()
+
+
+def _nucleus_edge(law: Tensor, p: float) -> Tensor:
+    """Probabilité (..., 1) du dernier jeton du plus petit noyau qui atteint p."""
+    # Les premiers suffisent presque toujours, et coûtent bien moins que de tout trier.
+    best = law.topk(min(_NUCLEUS, law.shape[-1])).values
+    if (best.sum(-1) < p).any():
+        best = law.sort(descending=True).values
+    # Un jeton reste tant que ceux qui le précèdent ne suffisent pas à atteindre p ; le premier, toujours.
+    inside = best.cumsum(-1) - best < p
+    last = inside.sum(-1, keepdim=True).clamp_min(1) - 1
+    return best.gather(-1, last)
 
 
 def draw(probabilities: Tensor, generators: Sequence[torch.Generator]) -> Tensor:
     """Un jeton par ligne de `probabilities` (B, K), par inversion de la fonction de répartition → (B,)."""
-    uniform = torch.stack([torch.rand((), generator=g, dtype=torch.float64) for g in generators])
+    return _invert(probabilities, _uniform(generators))
+
+
+def _uniform(generators: Sequence[torch.Generator]) -> Tensor:
+    """Un nombre de [0, 1[ par générateur → (B,)."""
+    return torch.stack([torch.rand((), generator=g, dtype=torch.float64) for g in generators])
+
+
+def _invert(probabilities: Tensor, uniform: Tensor) -> Tensor:
+    """Jetons (B,) où les répartitions des lois (B, K) dépassent `uniform` (B,)."""
     cumulative = probabilities.double().cumsum(-1)
     # Le total n'est 1 qu'à l'arrondi près : comparer à la même échelle pour ne jamais sortir de la loi.
     tokens = torch.searchsorted(cumulative, (uniform * cumulative[:, -1])[:, None], right=True)
@@ -85,34 +107,140 @@ def sample(
     temperature: float = 1.0,
     top_k: int | None = None,
     top_p: float | None = None,
+    guidance: float = 1.0,
+    null: Tensor | None = None,
+    prefix: Tensor | None = None,
     progress: Callable[[int, Tensor], None] | None = None,
+    observe: Callable[[int, Tensor], None] | None = None,
 ) -> Tensor:
     """Tire une suite par ligne de `condition`, jeton après jeton.
+
+    Un jeton imposé coûte au générateur le même nombre qu'un jeton tiré : imposer à une suite son propre
+    début la refait tout entière.
 
     Args:
         model: deux méthodes, `start(condition)` et `step(previous, state)`.
         condition: (B, ...), ce que le modèle lit d'abord : légende, phrase à traduire, début de texte.
-        generators: B générateurs, un par ligne ; chacun donne un nombre par jeton écrit.
+        generators: B générateurs, un par ligne ; chacun donne un nombre par jeton écrit, imposé ou tiré.
         length: nombre de jetons à écrire.
         stop: jeton qui finit une suite.
         temperature, top_k, top_p: voir `probabilities`.
+        guidance: s, pour tirer selon ℓ = ℓ∅ + s (ℓ − ℓ∅), où ℓ∅ sont les logits sans condition (Ho et
+            Salimans, 2022) ; à 1, la condition seule, sans second calcul ; à 0, le modèle l'ignore.
+        null: (B, ...) ou (1, ...), la condition vide ; inutile à 1.
+        prefix: (B, P) ou (1, P), int64, jetons imposés au début.
         progress: appelée après chaque jeton avec leur nombre et les jetons (B, length) écrits jusque-là.
+        observe: appelée à chaque jeton avec son numéro, à partir de 1, et l'entropie (B,), en nats, de la loi
+            que donnent les logits, guidage compris, avant température, top-k et top-p ; NaN pour une ligne finie.
 
     Returns:
         Jetons (B, length), int64, complétés par `stop`.
 
     Raises:
-        MinidalleError: réglage impossible, lot vide, ou pas un générateur par ligne.
+        MinidalleError: réglage impossible, lot vide, pas un générateur par ligne, guidage sans condition vide,
+            début trop long ou hors du vocabulaire.
     """
     check_sampling(temperature, top_k, top_p)
-    if len(generators) != len(condition):
-        raise MinidalleError(f"{len(condition)} ligne(s) et {len(generators)} générateur(s) : un par ligne.")
+    check_guidance(guidance)
+    _check_request(condition, length, stop)
+    count = len(condition)
+    if len(generators) != count:
+        raise MinidalleError(f"{count} ligne(s) et {len(generators)} générateur(s) : un par ligne.")
+    if guidance != 1:
+        model = _Guided(model, _spread(null, condition), guidance)
+    prefix = _check_prefix(prefix, count, length).to(condition.device)
+    # Sans jeton d'arrêt, toutes les lignes vont au bout : leurs nombres sont ceux que l'on tirerait un à un.
+    ahead = None
+    if stop is None:
+        draws = [torch.rand(length, generator=g, dtype=torch.float64) for g in generators]
+        ahead = torch.stack(draws).to(condition.device)
 
     def choose(logits: Tensor, rows: Tensor, written: Tensor) -> Tensor:
-        law = probabilities(logits, temperature, top_k, top_p)
-        return draw(law, [generators[row] for row in rows.tolist()])
+        i = written.shape[1]
+        if observe:
+            entropies = torch.full((count,), float("nan"), dtype=torch.float64)
+            entropies[rows.cpu()] = torch.special.entr(logits.double().softmax(-1)).sum(-1).cpu()
+            observe(i + 1, entropies)
+        if ahead is None:
+            uniform = _uniform([generators[row] for row in rows.tolist()]).to(logits.device)
+        else:
+            uniform = ahead[:, i]
+        if i < prefix.shape[1]:
+            _check_vocabulary(prefix, logits)
+            return prefix[rows, i]
+        return _invert(probabilities(logits, temperature, top_k, top_p), uniform)
 
     return _write(model, condition, length, stop, choose, progress)
+
+
+def check_guidance(guidance: float) -> None:
+    """Vérifie un guidage.
+
+    Raises:
+        MinidalleError: guidage négatif ou infini.
+    """
+    if not 0 <= guidance < float("inf"):
+        raise MinidalleError(f"Guidage impossible ({guidance}) : un nombre positif, ou 1 pour s'en passer.")
+
+
+class _Guided:
+    """Un modèle qui lit chaque ligne avec et sans sa condition, d'une seule passe de 2B lignes."""
+
+    def __init__(self, model: nn.Module, null: Tensor, scale: float) -> None:
+        self.model, self.null, self.scale = model, null, scale
+
+    def start(self, condition: Tensor) -> "_Pairs":
+        return _Pairs(self.model.start(torch.cat([condition, self.null])), len(condition))
+
+    def step(self, previous: Tensor | None, state: "_Pairs") -> Tensor:
+        previous = None if previous is None else previous.repeat(2)
+        told, untold = self.model.step(previous, state.both).chunk(2)
+        return untold + self.scale * (told - untold)
+
+
+class _Pairs:
+    """État d'un `_Guided` : les lignes qui ont leur condition, puis les mêmes sans elle."""
+
+    def __init__(self, both: object, count: int) -> None:
+        self.both, self.count = both, count
+
+    def select(self, rows: Tensor) -> None:
+        self.both.select(torch.cat([rows, rows + self.count]))
+        self.count = len(rows)
+
+
+def _spread(null: Tensor | None, condition: Tensor) -> Tensor:
+    """La condition vide, une ligne par ligne de `condition`."""
+    if null is None:
+        raise MinidalleError("Un guidage autre que 1 compare à la condition vide : la donner par null.")
+    if null.shape[1:] != condition.shape[1:] or len(null) not in (1, len(condition)):
+        raise MinidalleError(
+            f"Condition vide de forme {tuple(null.shape)} : il faut celle de la condition, "
+            f"{tuple(condition.shape)}, ou une seule ligne."
+        )
+    return null.expand_as(condition)
+
+
+def _check_prefix(prefix: Tensor | None, rows: int, length: int) -> Tensor:
+    """Le début imposé (B, P), vide s'il n'y en a pas."""
+    if prefix is None:
+        return torch.empty(rows, 0, dtype=torch.int64)
+    if prefix.ndim != 2 or len(prefix) not in (1, rows) or prefix.is_floating_point():
+        raise MinidalleError(
+            f"Début imposé de forme {tuple(prefix.shape)} : donner des entiers, {rows} ligne(s) ou une seule."
+        )
+    if prefix.shape[1] > length:
+        raise MinidalleError(
+            f"Début imposé trop long : {prefix.shape[1]} jetons pour une suite de {length} ; en imposer moins."
+        )
+    return prefix.expand(rows, -1)
+
+
+def _check_vocabulary(prefix: Tensor, logits: Tensor) -> None:
+    if prefix.min() < 0 or prefix.max() >= logits.shape[-1]:
+        raise MinidalleError(
+            f"Début imposé hors du vocabulaire : donner des jetons de 0 à {logits.shape[-1] - 1}."
+        )
 
 
 @torch.inference_mode()
@@ -255,8 +383,8 @@ def _write(
 ) -> Tensor:
     """Écrit une suite par ligne : `choose(logits, rows, written)` élit le jeton des lignes `rows`."""
     _check_request(condition, length, stop)
-    rows = torch.arange(len(condition))  # lignes pas encore finies
-    tokens = torch.full((len(rows), length), 0 if stop is None else stop)
+    rows = torch.arange(len(condition), device=condition.device)  # lignes pas encore finies
+    tokens = torch.full((len(rows), length), 0 if stop is None else stop, device=condition.device)
     state, previous = model.start(condition), None
     for i in range(length):
         logits = model.step(previous, state)

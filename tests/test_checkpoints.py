@@ -4,10 +4,12 @@ import json
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from safetensors.torch import save_file
 
 from minidalle import checkpoints
-from minidalle.checkpoints import find_weights, load_model, packaged_names, save_model
+from minidalle.checkpoints import find_weights, load_model, pack, packaged_names, save_model, unpack
 from minidalle.errors import MinidalleError
 from minidalle.models.dalle import DALLE, DALLEConfig
 from minidalle.models.vqvae import VQVAE, VQVAEConfig
@@ -32,6 +34,33 @@ def test_round_trip(tmp_path, vqvae, half):
         assert torch.equal(tensor, expected.half().to(expected.dtype) if half else expected)
     images = torch.rand(2, 3, 8, 8)
     assert torch.allclose(model.eval()(images)[0], vqvae.eval()(images)[0], atol=2e-2)
+
+
+@given(st.integers(0, 10**6), st.floats(1e-3, 1e3))
+def test_packed_matrices_are_right_to_half_a_step(seed, scale):
+    matrix = torch.randn(5, 7, generator=torch.Generator().manual_seed(seed)) * scale
+    matrix[2] = 0
+    bytes_, step = pack(matrix)
+    assert bytes_.dtype == torch.int8 and step.shape == (5, 1)
+    back = unpack({"m": bytes_, "m:pas": step})
+    assert set(back) == {"m"}
+    assert ((back["m"] - matrix).abs() <= step.float() * 0.501 + 1e-12).all()
+    assert (step[:, 0].float() <= matrix.abs().amax(1) / 127 * 1.01 + 1e-5).all()
+
+
+def test_a_packed_model_is_four_times_smaller_and_says_nearly_the_same(tmp_path):
+    torch.manual_seed(0)
+    model = DALLE(DALLEConfig(text_vocabulary=300, width=64, layers=2)).eval()
+    save_model(tmp_path / "plein.safetensors", model)
+    save_model(tmp_path / "leger.safetensors", model, packed=True)
+    light, _ = load_model(tmp_path / "leger.safetensors")
+    sizes = [(tmp_path / f"{name}.safetensors").stat().st_size for name in ("plein", "leger")]
+    assert sizes[1] < 0.3 * sizes[0]
+    text, image = torch.randint(1, 300, (2, 32)), torch.randint(0, 1024, (2, 64))
+    with torch.no_grad():
+        gap = (light(text, image) - model(text, image)).abs().max()
+    assert 0 < gap < 0.02
+    assert torch.equal(light.decoder.norm.weight, model.decoder.norm.weight.half().float())
 
 
 def test_same_weights_same_bytes(tmp_path, vqvae):

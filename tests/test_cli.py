@@ -1,52 +1,31 @@
 """La ligne de commande : ce qu'elle écrit, et ce qu'elle dit quand elle ne peut pas."""
 
-import json
 import os
 import re
-import signal
 import subprocess
 import sys
-from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
-from safetensors.torch import load_file
 from typer.main import get_command
 from typer.testing import CliRunner
 
 from minidalle import __version__, cli, recipes
-from minidalle.checkpoints import WEIGHTS, load_model, save_model
+from minidalle.checkpoints import load_model, save_model
 from minidalle.cli import app
 from minidalle.data import openmoji, tuxpaint
 from minidalle.data.captioned import CaptionedImages
-from minidalle.generation import TextToImage
 from minidalle.models.dalle import DALLE, DALLEConfig
 from minidalle.models.vqvae import VQVAE, VQVAEConfig
 from minidalle.text import Tokenizer
-from minidalle.training import TrainingConfig
 
 ENVIRONMENT = os.environ | {"PYTHONPATH": str(Path(cli.__file__).parents[1])}
 SIDE = 16
 SIZES = {
-    "autoencoder": {"channels": (8, 8), "blocks": 1, "code_dim": 12},
-    "vae": {"channels": (8, 8), "blocks": 1, "code_dim": 12},
     "vqvae": {"channels": (8, 8), "blocks": 1, "codes": 16, "code_dim": 4},
-    "dvae": {"hidden": 8, "groups": 3, "codes": 16, "code_dim": 8},
-    "vqgan": {
-        "channels": 4,
-        "multipliers": (1, 1, 2),
-        "blocks": (0, 1, 1),
-        "attention": (2,),
-        "grid_channels": 8,
-        "codes": 16,
-        "code_dim": 4,
-        "perceptual": 0.0,
-        "discriminator_width": 8,
-        "discriminator_layers": 1,
-    },
     "dalle": {"width": 16, "layers": 1, "heads": 2, "text_length": 12},
 }
 # Mots que Typer, Click ou le système mettraient, et que le français n'a pas.
@@ -148,9 +127,7 @@ def test_help_is_french_and_ends_with_an_example(path):
 def test_help_shows_arguments_commands_defaults_and_what_is_required():
     root, generate, train = (succeed(*path, "-h").stdout for path in ((), ("generate",), ("train",)))
     assert re.search(r"\nCommandes\n  generate +Dessiner", root)
-    assert re.search(
-        r"\nArguments\n  DESCRIPTION +Ce qu'il faut dessiner, en français\. \[obligatoire\]", generate
-    )
+    assert re.search(r"\nArguments\n  DESCRIPTION +Ce qu'il faut dessiner, en français", generate)
     assert re.search(r"--seed ENTIER .*\n?.*\[défaut : 0\]", generate)
     assert re.search(r"--out DOSSIER .*\n +\[obligatoire\]", train)
     assert "[MODÈLE]" in train and "[défaut : False]" not in train
@@ -194,178 +171,6 @@ def test_version():
 )
 def test_misspelt_commands(args, expected):
     assert expected in fail(*args)
-
-
-# --- generate -------------------------------------------------------------------------------------
-
-
-def test_generate_writes_an_enlarged_image_that_says_how_it_was_made(model):
-    result = succeed(
-        "generate", "Un mouton à gauche d’un carré bleu", "--model", model, "--seed", 3, "--top-k", 5
-    )
-    path = Path("un-mouton-a-gauche-dun-carre-bleu-3.png")
-    assert result.stdout == f"{path}\n"
-    assert pixels(path).shape == (4 * SIDE, 4 * SIDE, 3)
-    expected = TextToImage.load(model).draw("un mouton à gauche d'un carré bleu", seed=3, top_k=5).images[0]
-    assert (pixels(path)[::4, ::4] == expected).all()
-    notes = texts(path)
-    assert re.fullmatch(r"modele\d* [0-9a-f]{12}", notes.pop("Modele"))
-    assert notes == {
-        "Description": "Un mouton à gauche d’un carré bleu",
-        "Graine": "3",
-        "Reglages": "--temperature 1.0 --top-k 5 --zoom 4",
-        "Software": f"minidalle {__version__}",
-    }
-
-
-def test_same_seed_same_bytes_other_seed_other_image(model):
-    for name, seed in {"a.png": 0, "b.png": 0, "c.png": 1}.items():
-        succeed("generate", "un mouton", "--model", model, "--seed", seed, "-o", name)
-    assert Path("a.png").read_bytes() == Path("b.png").read_bytes()
-    assert (pixels("a.png") != pixels("c.png")).any()
-
-
-def test_generate_draws_a_nearly_square_grid(model):
-    succeed("generate", "un mouton", "--model", model, "-n", 3, "--zoom", 1, "-o", "grille.png")
-    grid, step = pixels("grille.png"), SIDE + 2
-    assert grid.shape == (2 * SIDE + 2, 2 * SIDE + 2, 3)
-    assert texts("grille.png")["Graine"] == "0 à 2"
-    images = TextToImage.load(model).draw("un mouton", n=3).images
-    for (y, x), image in zip([(0, 0), (0, step), (step, 0)], images, strict=True):
-        assert (grid[y : y + SIDE, x : x + SIDE] == image).all()
-    assert (grid[SIDE:step] == 255).all() and (grid[:, SIDE:step] == 255).all()
-    assert (grid[step:, step:] == 255).all()
-
-
-@pytest.mark.parametrize("output", ["neuf", "neuf/", "a.b/", "existe.png"])
-def test_generate_into_a_folder_writes_one_image_per_seed(model, output):
-    Path("existe.png").mkdir()
-    result = succeed("generate", "un mouton", "--model", model, "-n", 2, "--seed", 7, "-o", output)
-    paths = [Path(output) / f"un-mouton-{seed}.png" for seed in (7, 8)]
-    assert result.stdout.split() == [str(path) for path in paths]
-    succeed("generate", "un mouton", "--model", model, "--seed", 8, "-o", "seule.png")
-    assert texts(paths[1]) == texts("seule.png") and texts(paths[0])["Graine"] == "7"
-    # L'arrondi peut dépendre de la taille du lot, d'un niveau de gris au plus.
-    assert abs(pixels(paths[1]).astype(int) - pixels("seule.png")).max() <= 1
-
-
-@pytest.mark.parametrize(
-    ("prompt", "name"),
-    [
-        ("Un cœur, à pois !", "un-coeur-a-pois-0.png"),
-        ("🐑", "image-0.png"),
-        ("un " * 3000, "-".join(["un"] * 20) + "-0.png"),
-        ("../../un mouton", "un-mouton-0.png"),
-        ("octet \udce9", "octet-0.png"),
-    ],
-)
-def test_default_name_is_a_slug_of_the_prompt(model, prompt, name):
-    assert succeed("generate", prompt, "--model", model).stdout == f"{name}\n"
-    assert texts(name)["Description"] == prompt.replace("\udce9", "\ufffd")
-
-
-def test_generate_reports_words_it_does_not_know_or_drops(model):
-    result = succeed("generate", "un dragon bleu", "--model", model, "-o", "a.png")
-    assert result.stderr == "Attention : ce modèle n'a jamais lu « dragon ».\n"
-    result = succeed("generate", "bleu " * 23 + "carré", "--model", model, "-o", "a.png")
-    cut = re.fullmatch(r"Attention : description trop longue, non lu : (.*)\.\n", result.stderr)[1]
-    listed, more = cut.split(" et encore ")
-    assert listed == ", ".join(["« bleu »"] * 10) and int(more) > 0
-    assert succeed("generate", "un mouton", "--model", model, "-o", "a.png").stderr == ""
-
-
-@pytest.mark.parametrize(
-    ("args", "expected"),
-    [
-        (["-n", 0], "de 1 à 256, pas 0"),
-        (["-n", 257], "de 1 à 256, pas 257"),
-        (["--seed", -1], "pas -1"),
-        (["--seed", 10**30], "pas 1000"),
-        (["--temperature", 0], "Température impossible"),
-        (["--temperature", "nan"], "Température impossible"),
-        (["--top-k", 0], "Top-k impossible"),
-        (["--top-p", 2], "Top-p impossible"),
-        (["--zoom", 0], "« --zoom ENTIER » veut"),
-        (["--model", "inconnu"], "Modèle « inconnu » introuvable"),
-        (["-o", "x.jpg"], "finit par .png"),
-        (["-o", "fichier/x.png"], r"un fichier occupe la place d'un dossier"),
-        (["-o", "fichier/x/"], r"un fichier occupe la place d'un dossier"),
-        (["-n", 256, "--zoom", 256], "démesurée"),
-    ],
-)
-def test_generate_refuses_what_is_impossible(model, args, expected):
-    Path("fichier").write_bytes(b"")
-    args = args if "--model" in args else [*args, "--model", model]
-    assert expected in fail("generate", "un mouton", *args)
-
-
-@pytest.mark.parametrize("prompt", ["", "   ", "\u202f"])
-def test_empty_prompt(model, prompt):
-    assert "Description vide" in fail("generate", prompt, "--model", model)
-
-
-def test_unreadable_checkpoints(model):
-    whole = (model / "model.safetensors").read_bytes()
-    Path("tronque.safetensors").write_bytes(whole[:2000])
-    Path("vide.safetensors").write_bytes(b"")
-    Path("texte.safetensors").write_text("ceci n'est pas un modèle")
-    Path("seul.safetensors").write_bytes(whole)
-    for name in ("tronque", "vide", "texte"):
-        assert "lisible" in fail("generate", "un mouton", "--model", f"{name}.safetensors")
-    assert "vqvae" in fail("generate", "un mouton", "--model", "seul.safetensors")
-    assert "dalle" in fail("generate", "un mouton", "--model", model / "vqvae.safetensors")
-    assert "vqvae" in fail("tokens", "texte.safetensors", "--model", model)
-
-
-def test_a_system_refusal_is_one_sentence(model, monkeypatch):
-    def refuse(*args, **options):
-        raise PermissionError(13, "Permission denied", "/un/fichier")
-
-    monkeypatch.setattr(TextToImage, "draw", refuse)
-    message = fail("generate", "un mouton", "--model", model)
-    assert "« /un/fichier » (accès refusé)" in message
-
-
-def test_ctrl_c_is_one_sentence(model, monkeypatch):
-    def interrupt(*args, **options):
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(TextToImage, "draw", interrupt)
-    result = run("generate", "un mouton", "--model", model)
-    assert (result.exit_code, result.stdout) == (130, "")
-    assert re.fullmatch(r"Interrompu : .*\.\n", result.stderr)
-    assert snapshot() == {}
-
-
-def test_a_bug_keeps_its_traceback(model, monkeypatch):
-    monkeypatch.setattr(TextToImage, "draw", lambda *args, **options: 1 / 0)
-    assert isinstance(run("generate", "un mouton", "--model", model).exception, ZeroDivisionError)
-
-
-def test_cold_generate_loads_only_what_it_needs_and_repeats_itself(model):
-    code = """if True:
-        import sys
-        from minidalle.cli import main
-        assert "torch" not in sys.modules and "numpy" not in sys.modules
-        try:
-            main()
-        finally:
-            heavy = {"skimage", "pandas", "matplotlib", "torchvision", "transformers", "scipy", "rich"}
-            print(sorted(heavy & sys.modules.keys()))
-    """
-    args = ["generate", "un mouton", "--model", str(model), "-o"]
-    command = [sys.executable, "-c", code, *args, "froid.png"]
-    done = subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT, check=True)
-    assert done.stdout == "froid.png\n[]\n"
-    succeed(*args, "ici.png")
-    assert Path("froid.png").read_bytes() == Path("ici.png").read_bytes()
-
-
-@pytest.mark.skipif(not (WEIGHTS / "scenes.safetensors").exists(), reason="poids de référence absents")
-def test_reference_weights_draw():
-    succeed("generate", "un mouton à gauche d'un carré bleu", "-o", "mouton.png")
-    assert pixels("mouton.png").std() > 1
-    succeed("tokens", "mouton.png", "-o", "paire.png")
 
 
 # --- tokens ---------------------------------------------------------------------------------------
@@ -546,229 +351,3 @@ def test_data_show_draws_the_stamps_of_tux_paint(monkeypatch):
     result = succeed("data", "show", "tuxpaint", "--size", SIDE)
     assert "Une pomme rouge." in result.stdout and tuxpaint.CREDIT in result.stdout
     assert Image.open("planche-tuxpaint.png").size == (SIDE, SIDE)
-
-
-# --- train ----------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def small_recipes(monkeypatch):
-    """Préréglages de quelques pas, vocabulaire de quelques légendes, mesures de quelques images."""
-    for name, sizes in SIZES.items():
-        config = TrainingConfig(steps=4, batch_size=4, warmup=1, log_every=1, save_every=1, evaluate_every=2)
-        monkeypatch.setitem(recipes.PRESETS[name], "mini", recipes.Preset(sizes, config, "minuscule"))
-    for name, options in {
-        "build_tokenizer": {"captions": 500},
-        "measure_images": {"n": 8},
-        "measure_dalle": {"n": 8},
-    }.items():
-        monkeypatch.setattr(recipes, name, partial(getattr(recipes, name), **options))
-
-
-VQVAE_ON_SCENES = ("train", "vqvae", "--data", "scenes", "--size", SIDE)
-
-
-def test_train_vqvae_then_look_at_tokens(small_recipes):
-    result = succeed(*VQVAE_ON_SCENES, "--out", "essai", "--steps", 3)
-    assert openmoji.CREDIT in result.stdout
-    for expected in (
-        "scenes, 16 × 16 pixels",
-        "vqvae, ",
-        "Budget : 3 pas, par lots de 4",
-        "Après 3 pas",
-        "PSNR (dB) : ",
-    ):
-        assert expected in result.stdout
-    assert result.stdout.endswith("essai/model.safetensors\n") and english(result.stdout) == set()
-    rows = Path("essai/metrics.csv").read_text().splitlines()
-    assert len(rows) == 4 and "psnr" in rows[0]
-    succeed("data", "show", "scenes", "-n", 1, "-o", "scene.png")
-    assert len(succeed("tokens", "scene.png", "--model", "essai").stdout.splitlines()) == 4 + 2
-
-
-@pytest.mark.parametrize("name", ["autoencoder", "vae", "vqvae", "dvae", "vqgan"])
-def test_every_autoencoder_trains_resumes_and_shows_its_codes(small_recipes, name):
-    mixed = ("train", name, "--data", "scenes+openmoji", "--size", SIDE, "--out")
-    result = succeed(*mixed, "entier", "--steps", 4)
-    assert openmoji.CREDIT in result.stdout and f"Modèle : {name}, " in result.stdout
-    assert "PSNR (dB) : " in result.stdout and english(result.stdout) == set()
-    succeed(*mixed, "coupe", "--steps", 2)
-    succeed("train", "--out", "coupe", "--resume", "--steps", 4)
-    models = [load_model(f"{folder}/model.safetensors", name)[0] for folder in ("entier", "coupe")]
-    states = [model.state_dict() for model in models]
-    assert states[0].keys() == states[1].keys()
-    succeed("data", "show", "scenes", "-n", 1, "-o", "scene.png")
-    lines = succeed("tokens", "scene.png", "--model", "entier", "-o", "ab.png").stdout.splitlines()
-    if name in ("autoencoder", "vae"):
-        assert [len(line.split()) for line in lines[:2]] == [10, 2]
-        assert lines[2] == "Un code de 12 nombres, sans jetons."
-    else:
-        assert all(0 <= int(token) < 16 for line in lines[:4] for token in line.split())
-        assert "dans un dictionnaire de 16 codes" in lines[4]
-    assert lines[-1] == "ab.png" and lines[-2].startswith("PSNR")
-
-
-@pytest.mark.parametrize("name, side, expected", [("vae", 10, "multiple"), ("dvae", 10, "multiple de 4")])
-def test_sides_that_do_not_fit_are_refused(small_recipes, name, side, expected):
-    assert expected in fail("train", name, "--data", "scenes", "--size", side, "--out", "essai")
-
-
-def test_a_vector_model_keeps_its_side(small_recipes):
-    succeed("train", "vae", "--data", "scenes", "--size", SIDE, "--out", "essai", "--steps", 1)
-    again = ("train", "vae", "--data", "scenes", "--init", "essai", "--out", "autre")
-    assert "ajouter --size 16" in fail(*again, "--size", 32)
-
-
-def test_train_transformer_on_a_folder_then_generate(small_recipes, model):
-    succeed("data", "export", "scenes", "paires", "-n", 6, "--size", SIDE)
-    weights = model / "vqvae.safetensors"
-    result = succeed(
-        "train", "dalle", "--data", "paires", "--out", "essai", "--size", SIDE, "--vqvae", weights
-    )
-    assert openmoji.CREDIT not in result.stdout and "écart Δ" in result.stdout
-    moved = Path("essai").rename("ailleurs")
-    result = succeed(
-        "generate", CaptionedImages.from_folder("paires")[0][1][0], "--model", moved, "-o", "a.png"
-    )
-    assert result.stderr == ""  # le vocabulaire est celui du dossier
-    # Partir de ces poids, c'est aussi garder leur vocabulaire et leur VQ-VAE.
-    succeed(
-        "train",
-        "dalle",
-        "--data",
-        "scenes",
-        "--out",
-        "suite",
-        "--size",
-        SIDE,
-        "--init",
-        moved,
-        "--steps",
-        1,
-    )
-    assert Path("suite/tokenizer.json").read_bytes() == Path("ailleurs/tokenizer.json").read_bytes()
-    assert "--size 16" in fail("train", "dalle", "--data", "scenes", "--out", "x", "--init", moved)
-
-
-def test_train_goes_on_without_bad_images_when_asked(small_recipes):
-    succeed("data", "export", "scenes", "paires", "-n", 6, "--size", SIDE)
-    Path("paires/00002.png").write_bytes(b"abc")
-    training = ("train", "vqvae", "--data", "paires", "--size", SIDE, "--steps", 1, "--out")
-    refused = run(*training, "essai", "--bad-images", "list")
-    assert refused.exit_code == 2 and "1 sur 6" in refused.stderr and "00002.png" in refused.stderr
-    result = succeed(*training, "essai", "--bad-images", "skip")
-    assert result.stderr.count("Image écartée : ") == 1 and "00002.png" in result.stderr
-    assert "00002.png" in succeed("train", "--out", "essai", "--resume", "--steps", 2).stderr
-
-
-def test_init_starts_from_given_weights(small_recipes, model, monkeypatch):
-    started = []
-
-    def spy(network, *args, **options):
-        started.append({name: tensor.clone() for name, tensor in network.state_dict().items()})
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr("minidalle.training.train", spy)
-    run(*VQVAE_ON_SCENES, "--out", "a", "--init", model / "vqvae.safetensors")
-    run("train", "dalle", "--data", "scenes", "--size", SIDE, "--out", "b", "--init", model)
-    for weights, name in zip(started, ("vqvae", "model"), strict=True):
-        expected = load_file(model / f"{name}.safetensors")
-        assert weights.keys() == expected.keys()
-        assert all((weights[key] == expected[key]).all() for key in expected)
-
-
-@pytest.mark.parametrize("kind", ["vqvae", "dalle"])
-def test_interrupted_training_resumes_bit_for_bit_with_nothing_said_again(
-    small_recipes, model, monkeypatch, kind
-):
-    start = ["train", kind, "--data", "scenes", "--size", SIDE, "--seed", 5]
-    start += ["--vqvae", model / "vqvae.safetensors"] if kind == "dalle" else []
-    succeed(*start, "--out", "entier")
-
-    name = "image_batches" if kind == "vqvae" else "token_batches"
-    make = getattr(recipes, name)
-
-    def interrupted(*args, **options):
-        batches, calls = make(*args, **options), iter(range(10))
-
-        def batch(rng, n):
-            if next(calls) == 1:
-                signal.raise_signal(signal.SIGINT)
-            return batches(rng, n)
-
-        return batch
-
-    with monkeypatch.context() as patch:
-        patch.setattr(recipes, name, interrupted)
-        result = run(*start, "--out", "coupe")
-    assert result.exit_code == 130
-    assert "Interrompu au pas 2" in result.output and "--resume" in result.output
-    assert not Path("coupe/model.safetensors").exists()
-
-    succeed("train", "--out", "coupe", "--resume")
-    assert Path("coupe/model.safetensors").read_bytes() == Path("entier/model.safetensors").read_bytes()
-
-
-def test_resume_accepts_another_budget_and_the_same_options(small_recipes):
-    succeed(*VQVAE_ON_SCENES, "--out", "essai", "--steps", 2)
-    assert "Après 3 pas" in succeed(*VQVAE_ON_SCENES, "--out", "essai", "--resume", "--steps", 3).stdout
-    assert json.loads(Path("essai/train.json").read_text(encoding="utf-8"))["training"]["steps"] == 3
-    assert "Après 3 pas" in succeed("train", "--out", "essai", "--resume").stdout
-    assert "Budget : 0,001 min" in succeed("train", "--out", "essai", "--resume", "--minutes", 0.001).stdout
-
-
-@pytest.mark.parametrize(
-    ("args", "expected"),
-    [
-        (
-            ["vqvae", "--data", "openmoji", "--out", "essai", "--resume"],
-            "« data » valait scenes, pas openmoji",
-        ),
-        (["dalle", "--out", "essai", "--resume"], "« model » valait vqvae"),
-        (["--out", "essai", "--resume", "--seed", 1], "« seed » valait 0, pas 1"),
-        (["--out", "essai", "--resume", "--precision", "bfloat16"], "« precision » valait rien"),
-        (["--out", "absent", "--resume"], "Rien à reprendre"),
-        (["--out", "abime", "--resume"], "abîmé"),
-        (["vqvae", "--data", "scenes", "--out", "essai"], "--resume"),
-    ],
-)
-def test_resume_refuses_to_mix_trainings(small_recipes, args, expected):
-    succeed(*VQVAE_ON_SCENES, "--out", "essai", "--steps", 1)
-    Path("abime").mkdir()
-    Path("abime/train.json").write_text("{")
-    assert expected in fail("train", *args)
-
-
-@pytest.mark.parametrize(
-    ("args", "expected"),
-    [
-        (["--data", "scenes"], "Il faut un modèle"),
-        (["vqvae"], "Il faut un modèle"),
-        (["gan", "--data", "scenes"], "« gan » : modèle inconnu"),
-        (["vqvae", "--data", "absent"], "/absent » inconnue"),
-        (["vqvae", "--data", "scenes", "--preset", "maxi"], "préréglage inconnu"),
-        (["vqvae", "--data", "scenes", "--minutes", 1, "--steps", 1], "Deux budgets"),
-        (["vqvae", "--data", "scenes", "--minutes", 0], "nombre positif"),
-        (["vqvae", "--data", "scenes", "--minutes", "nan"], "nombre positif"),
-        (["vqvae", "--data", "scenes", "--steps", 0], "nombre positif"),
-        (["vqvae", "--data", "scenes", "--seed", -2], "pas -2"),
-        (["vqvae", "--data", "scenes", "--size", 30], "multiple de 4"),
-        (["vqvae", "--data", "scenes", "--precision", "float8"], "Précision « float8 » inconnue"),
-        (["vqvae", "--data", "scenes", "--init", "absent"], "« absent » introuvable"),
-        (["vqvae", "--data", "vide"], "aucune image légendée"),
-        (["dalle", "--data", "vide", "--init", "MODELE", "--size", SIDE], "aucune image légendée"),
-        (["vqvae", "--data", "scenes", "--vqvae", "MODELE/vqvae.safetensors"], "transformeur neuf"),
-        (["dalle", "--data", "scenes", "--vqvae", "fichier"], "safetensors"),
-        (["dalle", "--data", "scenes", "--vqvae", "absent"], "« absent » introuvable"),
-    ],
-)
-def test_train_refuses_what_is_impossible(small_recipes, model, args, expected):
-    Path("fichier").write_bytes(b"")
-    Path("vide").mkdir()
-    args = [str(arg).replace("MODELE", str(model)) for arg in args]
-    assert expected in fail("train", *args, "--out", "essai")
-
-
-def test_train_refuses_an_impossible_folder(small_recipes):
-    Path("fichier").write_bytes(b"")
-    assert "un fichier occupe la place d'un dossier" in fail(*VQVAE_ON_SCENES, "--out", "fichier/essai")

@@ -32,9 +32,16 @@ def parts():
 def test_presets_build_and_unknown_ones_are_refused(parts):
     _, vqvae, tokenizer = parts
     assert recipes.build("vqvae", recipes.preset("vqvae", "mini").model).config.codes == 256
-    options = recipes.preset("dalle", "mini").model
-    built = recipes.build_dalle(options, tokenizer, vqvae, 32)
-    assert built.config.grid == (4, 4) and built.config.image_vocabulary == 16
+    for name in recipes.GENERATORS:
+        for size in ("mini", "reference"):
+            options = recipes.preset(name, size).model
+            built = recipes.build_generator(name, options, tokenizer, vqvae, 32).config
+            assert built.grid == (4, 4) and built.image_vocabulary == 16
+            assert built.text_vocabulary == len(tokenizer)
+    # Pour se comparer, les deux générateurs livrés apprennent de même.
+    assert len({recipes.preset(name, "reference").training for name in recipes.GENERATORS}) == 1
+    with pytest.raises(MinidalleError, match="pas un générateur : choisir parmi dalle, dalle_mini"):
+        recipes.build_generator("vqvae", {}, tokenizer, vqvae, 32)
     for arguments in (("gan", "mini"), ("vqvae", "giga")):
         with pytest.raises(MinidalleError, match="inconnu ; choisir parmi"):
             recipes.preset(*arguments)
@@ -91,7 +98,8 @@ def test_delta_tells_a_model_that_reads(parts):
     source, vqvae, tokenizer = parts
     torch.manual_seed(0)
     measure = recipes.measure_dalle(source, tokenizer, vqvae, 24, n=64)
-    model = recipes.build_dalle({"width": 32, "layers": 1, "text_length": 24}, tokenizer, vqvae, 32)
+    options = {"width": 32, "layers": 1, "text_length": 24}
+    model = recipes.build_generator("dalle", options, tokenizer, vqvae, 32)
     blind = measure(model.eval())
     assert abs(blind["delta"]) < 0.5
     # On fait apprendre par cœur les images mesurées, avec leurs légendes : l'écart doit devenir net.
@@ -101,6 +109,78 @@ def test_delta_tells_a_model_that_reads(parts):
     train(model, lambda rng, n: pairs, config)
     after = measure(model)
     assert after["test_loss"] < blind["test_loss"] and after["delta"] > 2
+
+
+def leaves(source):
+    """Les scènes d'un mélange de mélanges, chacune avec sa part."""
+    if isinstance(source, Scenes):
+        return [(source, 1.0)]
+    return [(s, share / len(source.sources)) for part in source.sources for s, share in leaves(part)]
+
+
+def test_a_generator_learns_single_objects_situated_pairs_and_counts():
+    drawn = []
+    for part, share in leaves(recipes.drawing_source(32)):
+        told = part._draw(np.random.default_rng(len(drawn)), round(640 * share))
+        drawn += zip(*(told[:2]), told[2], strict=True)
+    counts = Counter(len(scene.objects) for scene, _, _ in drawn)
+    assert counts[1] > 60 and counts[2] > 250 and min(counts[3], counts[4]) > 30
+    alike = [scene for scene, _, _ in drawn if len({(o.kind, o.colour) for o in scene.objects}) == 1]
+    assert {len(scene.objects) for scene in alike} >= {2, 3, 4}
+    sides = re.compile("gauche|droite|dessus|dessous")
+    situated = [bool(sides.search(text)) for scene, text, _ in drawn if len(scene.objects) == 2]
+    assert 0.2 < np.mean(situated) < 0.9
+    assert 0.15 < np.mean([tints is not None for _, _, tints in drawn]) < 0.35
+    # La légende dit toujours la couleur d'une forme, sauf si elle n'a pas de nom.
+    for scene, text, tints in drawn:
+        shape = scene.objects[0]
+        if len(scene.objects) == 1 and shape.kind in scenes.SHAPES:
+            assert (shape.colour[:4] in text) == (tints is None), text
+    assert not any(part.tinted for part, _ in leaves(recipes.drawing_source(32, "test", tinted=0)))
+
+
+def test_scenes_alone_need_few_words(monkeypatch):
+    asked = []
+    monkeypatch.setattr(recipes.Tokenizer, "train", lambda texts, size: asked.append(size))
+    for source in (Scenes("train", 16), recipes.drawing_source(16), Emojis("train", 16)):
+        recipes.build_tokenizer(source, captions=500)
+    assert asked == [512, 512, 4096]
+
+
+@pytest.mark.parametrize("name", recipes.GENERATORS)
+def test_a_transplant_follows_the_tokens(parts, name):
+    """Les mêmes jetons : le même modèle. Les mêmes, numérotés autrement : les mêmes lois, permutées."""
+    source, _, tokenizer = parts
+    eyes = recipes.build("vqvae", SMALL | {"codes": 4})
+    eyes.loss(*recipes.image_batches(source)(np.random.default_rng(0), 16))
+    eyes.eval()
+    order = torch.tensor([2, 0, 3, 1])
+    turned = recipes.build("vqvae", SMALL | {"codes": 4}).eval()
+    turned.load_state_dict(eyes.state_dict())
+    turned.quantizer.codebook.copy_(eyes.quantizer.codebook[order])
+    options = {"width": 16, "layers": 1, "heads": 2}
+    old = recipes.build_generator(name, options | {"text_length": 24}, tokenizer, eyes, 64, seed=1).eval()
+    images, captions = source.batch(np.random.default_rng(1), 8)
+    images = images.repeat(2, 1).repeat(2, 2)
+    ids = [tokenizer.encode(c, 20).ids for c in captions]
+    text, longer = recipes.pad(ids, 20), recipes.pad(ids, 24)
+    assert len(recipes.encode(eyes, images).unique()) == 4, "tous les codes servent"
+
+    def grafted(new_eyes, length):
+        new = recipes.build_generator(name, options | {"text_length": length}, tokenizer, eyes, 64, seed=2)
+        recipes.transplant(old, eyes, new, new_eyes, n=64)
+        return new.eval()
+
+    same = grafted(eyes, 24).state_dict()
+    assert all(torch.allclose(same[key], tensor, atol=1e-6) for key, tensor in old.state_dict().items())
+    with torch.no_grad():
+        logits = old(longer, recipes.encode(eyes, images))
+        permuted = grafted(turned, 24)(longer, recipes.encode(turned, images))
+        torch.testing.assert_close(permuted, logits[..., order])
+        assert not torch.allclose(permuted, logits)
+    shorter = grafted(eyes, 20)
+    assert torch.equal(shorter.text_position.weight, old.text_position.weight[:20])
+    assert shorter(text, recipes.encode(eyes, images)).shape == logits.shape
 
 
 # --- CLIP ---
@@ -157,6 +237,16 @@ def test_long_captions_are_cut_and_large_batches_split(clip_parts):
     torch.testing.assert_close(text[:1], clip.encode_text(torch.tensor([kept])))
     with pytest.raises(MinidalleError, match="vide"):
         recipes.embed_texts(clip, tokenizer, ["un chat", ""])
+
+
+def test_recall_counts_the_nearest_captions(clip_parts, monkeypatch):
+    source, tokenizer, clip = clip_parts
+    captions = source.batch(np.random.default_rng(1), 20)[1]
+    places = torch.eye(20)
+    monkeypatch.setattr(recipes, "embed_images", lambda clip, images: places)
+    monkeypatch.setattr(recipes, "embed_texts", lambda clip, tokenizer, texts: places[[*range(15), *[0] * 5]])
+    right = [captions[i] == captions[i if i < 15 else 0] for i in range(20)]
+    assert recipes.measure_recall(source, tokenizer, n=20)(clip) == {"recall": pytest.approx(np.mean(right))}
 
 
 @pytest.fixture

@@ -1,8 +1,10 @@
-"""Les résultats rangés dans minidalle/results que relit le chapitre « CLIP comme juge » : ils sont entiers."""
+"""Les résultats rangés dans minidalle/results que relisent les chapitres : ils sont entiers."""
 
 import csv
 import json
 from importlib import resources
+
+from tools.diagnostic import CASES, EVERY, STEPS
 
 
 def stored(name):
@@ -36,3 +38,16 @@ def test_every_remedy_is_followed_on_every_seed():
             assert all(0 <= mark[key] <= order["questions"] for mark in marks for key in ("ordre", "rappel"))
             starts.add((seed, marks[0]["ordre"], marks[0]["rappel"]))
     assert len(starts) == len(order["graines"]), "tous les remèdes partent du même modèle"
+
+
+def test_every_fault_is_followed_on_every_seed():
+    """`python -m tools.diagnostic` : les mêmes cas et les mêmes pas à chaque graine, des comptes possibles."""
+    notes = stored("diagnostic")
+    assert notes["graines"]
+    for cases in notes["graines"].values():
+        assert list(cases) == list(CASES)
+        for case in cases.values():
+            assert [mark["pas"] for mark in case["courbe"]] == list(range(0, STEPS + 1, EVERY))
+            assert case["courbe"][-1]["perte"] < case["courbe"][0]["perte"], "une faute fait monter la perte"
+            told = case["dessins"]
+            assert 0 <= told["justes"] <= min(told["couleur"], told["forme"]) <= notes["dessines"]

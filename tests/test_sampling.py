@@ -8,7 +8,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from minidalle import sampling
 from minidalle.errors import MinidalleError
+from minidalle.models.dalle import DALLE, DALLEConfig
 from minidalle.sampling import beam_search, draw, forbid_repeats, greedy, probabilities, sample
 
 K = 4  # vocabulaire du modèle jouet
@@ -116,11 +118,165 @@ def test_sequences_follow_the_model():
     assert torch.allclose(shares, torch.tensor(expected), atol=4 * 0.5 / n**0.5)
 
 
+@given(LOGITS, st.floats(0.05, 1), st.integers(1, 3))
+def test_a_nucleus_wider_than_the_first_look_is_sorted_whole(logits, p, few):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sampling, "_NUCLEUS", few)
+        narrow = probabilities(logits, top_p=p)
+    assert torch.equal(narrow, probabilities(logits, top_p=p))
+
+
+def test_ties_at_the_edge_of_the_nucleus_stay_together():
+    law = probabilities(torch.tensor([1.0, 0.0, 0.0, 0.0, -9.0]), top_p=0.6)
+    assert (law > 0).tolist() == [True, True, True, True, False]
+
+
+@given(st.integers(1, 70), st.integers(0, 99))
+def test_numbers_drawn_ahead_are_those_drawn_one_by_one(n, seed):
+    one_by_one = generators(1, seed)
+    ahead = torch.rand(n, generator=generators(1, seed)[0], dtype=torch.float64)
+    assert torch.equal(ahead, torch.cat([sampling._uniform(one_by_one) for _ in range(n)]))
+
+
+# --- guidage --------------------------------------------------------------------------------------
+
+SCALES = st.floats(0, 6)
+NULL = conditions(4)  # la condition vide du modèle jouet
+
+
+class Mixed(Toy):
+    """Le modèle jouet dont la table est déjà celle d'un guidage, faite à la main."""
+
+    def __init__(self, seed, scale):
+        super().__init__(seed)
+        plain = self.table.clone()
+        for row in range(5):
+            self.table[row] = plain[4] + scale * (plain[row] - plain[4])
+
+
+@given(seed=st.integers(0, 50), scale=SCALES, stop=st.sampled_from([None, STOP]))
+@settings(max_examples=40)
+def test_guidance_follows_its_formula(seed, scale, stop):
+    condition, options = conditions(0, 1, 2, 3), {"length": 6, "stop": stop}
+    guided = sample(Toy(seed), condition, generators(4, seed), guidance=scale, null=NULL, **options)
+    expected = sample(Mixed(seed, scale), condition, generators(4, seed), **options)
+    assert torch.equal(guided, expected)
+
+
+def test_guidance_reads_both_in_one_pass_and_drops_finished_rows():
+    model, condition = Toy(5), conditions(0, 1, 2, 3)
+    tokens = sample(model, condition, generators(4), length=9, stop=STOP, guidance=2.0, null=NULL)
+    lengths = [row.index(STOP) + 1 if STOP in row else 9 for row in tokens.tolist()]
+    assert len(set(lengths)) > 1
+    assert model.steps == [2 * sum(length > i for length in lengths) for i in range(max(lengths))]
+
+
+@pytest.mark.parametrize("null", [None, NULL, NULL.expand(3, 1)])
+def test_guidance_one_is_no_guidance(null):
+    plain, guided = Toy(3), Toy(3)
+    expected = sample(plain, conditions(0, 1, 2), generators(3), length=6)
+    tokens = sample(guided, conditions(0, 1, 2), generators(3), length=6, guidance=1.0, null=null)
+    assert torch.equal(tokens, expected)
+    assert guided.steps == plain.steps
+
+
+def test_guidance_zero_forgets_the_condition():
+    tokens = sample(Toy(3), conditions(0, 1), generators(2), length=6, guidance=0.0, null=NULL)
+    assert torch.equal(tokens, sample(Toy(3), conditions(4, 4), generators(2), length=6))
+
+
+# --- début imposé ---------------------------------------------------------------------------------
+
+
+@given(
+    seed=st.integers(0, 50),
+    prefix=st.lists(st.integers(0, K - 1), max_size=6),
+    scale=st.sampled_from([1.0, 2.0]),
+)
+@settings(max_examples=40)
+def test_a_prefix_is_kept_and_what_follows_is_drawn_from_it(seed, prefix, scale):
+    model, used = Toy(seed), generators(3, seed)
+    options = {"length": 6, "guidance": scale, "null": NULL}
+    tokens = sample(model, conditions(0, 1, 2), used, prefix=torch.tensor([prefix]).long(), **options)
+    assert tokens[:, : len(prefix)].tolist() == [prefix] * 3
+    # Chaque jeton, imposé ou tiré, a coûté un nombre ; le n-ième nombre décide du n-ième jeton.
+    table = Mixed(seed, scale).table
+    for row in range(3):
+        numbers = torch.rand(6, generator=generators(1, seed + row)[0], dtype=torch.float64)
+        history = (K, K)
+        for i, token in enumerate(tokens[row].tolist()):
+            law = probabilities(table[row][history])
+            if i >= len(prefix):
+                assert sampling._invert(law[None], numbers[i : i + 1]).item() == token
+            history = history[1], token
+
+
+@given(seed=st.integers(0, 50), kept=st.integers(0, 7), stop=st.sampled_from([None, STOP]))
+def test_imposing_its_own_start_redoes_a_sequence(seed, kept, stop):
+    condition, options = conditions(0, 1, 2, 3), {"length": 7, "stop": stop}
+    tokens = sample(Toy(seed), condition, generators(4, seed), **options)
+    again = sample(Toy(seed), condition, generators(4, seed), prefix=tokens[:, :kept], **options)
+    assert torch.equal(again, tokens)
+
+
+# --- ce que l'on observe --------------------------------------------------------------------------
+
+
+@given(seed=st.integers(0, 50), stop=st.sampled_from([None, STOP]), scale=st.sampled_from([1.0, 3.0]))
+@settings(max_examples=30)
+def test_observed_entropies_are_those_of_the_untouched_law(seed, stop, scale):
+    seen, options = [], {"length": 5, "stop": stop, "temperature": 0.3, "top_k": 2}
+    tokens = sample(
+        Toy(seed),
+        conditions(0, 1),
+        generators(2),
+        guidance=scale,
+        null=NULL,
+        observe=lambda i, entropies: seen.append((i, entropies)),
+        **options,
+    )
+    assert [i for i, _ in seen] == list(range(1, len(seen) + 1))
+    table = Mixed(seed, scale).table
+    for row, sequence in enumerate(tokens.tolist()):
+        history, over = (K, K), False
+        for token, (_, entropies) in zip(sequence, seen, strict=False):
+            p = table[row][history].double().softmax(-1)
+            expected = float("nan") if over else -(p * p.log()).sum().item()
+            assert entropies[row].item() == pytest.approx(expected, abs=1e-5, nan_ok=True)
+            history, over = (history[1], token), over or token == stop
+    plain = sample(Toy(seed), conditions(0, 1), generators(2), guidance=scale, null=NULL, **options)
+    assert torch.equal(plain, tokens)
+
+
+# --- un vrai modèle -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("rows", [1, 5])
+def test_cached_is_uncached_for_dalle(rows):
+    torch.manual_seed(0)
+    model = DALLE(
+        DALLEConfig(9, image_vocabulary=11, text_length=4, grid=(3, 4), width=16, layers=2, heads=2)
+    )
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.mul_(4)
+    model.eval()
+    text = torch.randint(1, 9, (rows, 4))
+    tokens = sample(model, text, generators(rows), length=12, top_k=1)
+    for i in range(12):  # sans cache : tout relire à chaque jeton
+        start = torch.cat([tokens[:, :i], torch.zeros(rows, 12 - i, dtype=torch.int64)], 1)
+        assert torch.equal(model(text, start)[:, i].argmax(-1), tokens[:, i])
+    assert len(tokens.unique()) > 3
+
+
 # --- chaque ligne est seule au monde --------------------------------------------------------------
 
 METHODS = {
     "sample": lambda model, condition, first, **o: sample(
         model, condition, generators(len(condition), first), **o
+    ),
+    "sample, guidé": lambda model, condition, first, **o: sample(
+        model, condition, generators(len(condition), first), guidance=2.5, null=NULL, **o
     ),
     "greedy": lambda model, condition, first, **o: greedy(model, condition, **o),
     "sans répétition": lambda model, condition, first, **o: greedy(model, condition, no_repeat=2, **o),
@@ -403,11 +559,26 @@ def test_impossible_requests_are_refused(method, options, message):
         METHODS[method](Toy(), options.pop("condition"), 0, **options)
 
 
+def guided(model, condition, **options):
+    return sample(model, condition, generators(2), **{"length": 2, "null": NULL} | options)
+
+
 @pytest.mark.parametrize(
     ("call", "message"),
     [
         (lambda m, c: sample(m, c, generators(1), length=2), r"2 ligne\(s\) et 1 générateur"),
         (lambda m, c: sample(m, c, generators(3), length=2), r"2 ligne\(s\) et 3 générateur"),
+        (lambda m, c: guided(m, c, guidance=-0.1), "Guidage impossible"),
+        (lambda m, c: guided(m, c, guidance=float("nan")), "Guidage impossible"),
+        (lambda m, c: guided(m, c, guidance=float("inf")), "Guidage impossible"),
+        (lambda m, c: guided(m, c, guidance=2.0, null=None), "condition vide"),
+        (lambda m, c: guided(m, c, guidance=2.0, null=torch.zeros(1, 2)), "Condition vide de forme"),
+        (lambda m, c: guided(m, c, guidance=2.0, null=conditions(4, 4, 4)), "Condition vide de forme"),
+        (lambda m, c: guided(m, c, prefix=torch.zeros(1, 3).long()), "trop long : 3 jetons"),
+        (lambda m, c: guided(m, c, prefix=torch.tensor([[0, K]])), "hors du vocabulaire"),
+        (lambda m, c: guided(m, c, prefix=torch.tensor([[0, -1]])), "hors du vocabulaire"),
+        (lambda m, c: guided(m, c, prefix=torch.zeros(3, 1).long()), "Début imposé de forme"),
+        (lambda m, c: guided(m, c, prefix=torch.zeros(1, 1)), "Début imposé de forme"),
         (lambda m, c: greedy(m, c, length=2, no_repeat=0), "Répétition"),
         (lambda m, c: beam_search(m, c, width=0, length=2), "Largeur de faisceau"),
         (lambda m, c: beam_search(m, c, width=2, length=2, length_penalty=-0.1), "Pénalité de longueur"),

@@ -3,7 +3,9 @@
 import csv
 import itertools
 import json
+import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -273,6 +275,90 @@ def test_betas_are_those_of_the_optimiser(monkeypatch):
     assert seen == [(0.5, 0.9)]
 
 
+class Blocks(nn.Module):
+    """Un plongement, deux blocs, une tête : ce que « muon » doit distinguer."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.first = nn.Linear(4, 6)
+        self.blocks = nn.ModuleList(nn.Linear(6, 6) for _ in range(2))
+        self.head = nn.Linear(6, 1)
+
+    def loss(self, x, y):
+        x = self.first(x)
+        for block in self.blocks:
+            x = x + block(x).tanh()
+        return {"loss": (self.head(x)[:, 0] - y).square().mean()}
+
+
+MUON = replace(CONFIG, optimizer="muon", learning_rate=0.02)
+
+
+def test_muon_moves_the_matrices_of_the_blocks_and_adamw_the_rest(monkeypatch):
+    seen = {}
+    for name in ("AdamW", "Muon"):
+
+        class Spy(getattr(torch.optim, name)):
+            def __init__(self, groups, name=name, **options):
+                super().__init__(groups, **options)
+                seen[name] = [id(p) for group in self.param_groups for p in group["params"]]
+
+        monkeypatch.setattr(torch.optim, name, Spy)
+    model = Blocks()
+    result = train(model, batches, replace(MUON, steps=150))
+    assert seen["Muon"] == [id(block.weight) for block in model.blocks]
+    assert sorted(seen["AdamW"] + seen["Muon"]) == sorted(map(id, model.parameters()))
+    losses = result.curve("loss")[1]
+    assert losses[-1] < 0.2 * losses[0]
+
+
+def test_every_optimiser_follows_the_rate():
+    """À taux presque nul, rien ne bouge."""
+    model, start = Blocks(), weights(Blocks())
+    train(model, batches, replace(MUON, steps=2, warmup=10**9, weight_decay=0))
+    assert all(torch.allclose(start[name], p, atol=1e-6) for name, p in weights(model).items())
+
+
+def test_interrupted_muon_resumes_bit_for_bit(tmp_path):
+    whole, cut, calls = Blocks(), Blocks(), iter(range(100))
+
+    def impatient(rng, n):
+        if next(calls) == 17:
+            signal.raise_signal(signal.SIGINT)
+        return batches(rng, n)
+
+    train(whole, batches, MUON)
+    assert not train(Blocks(), impatient, MUON, tmp_path).finished
+    assert train(cut, batches, MUON, tmp_path, resume=True).finished
+    assert same(weights(whole), weights(cut))
+    with pytest.raises(MinidalleError, match="« optimizer » valait muon, pas adamw"):
+        train(Blocks(), batches, replace(MUON, optimizer="adamw"), tmp_path, resume=True)
+
+
+@pytest.mark.skipif(not shutil.which(os.environ.get("CXX", "g++")), reason="pas de compilateur C++")
+@pytest.mark.filterwarnings("ignore")  # celles du compilateur
+def test_compiled_or_not_the_numbers_are_the_same():
+    plain, compiled = (
+        train(Blocks(), batches, replace(CONFIG, steps=3, log_every=1, compiled=choice)).curve("loss")[1]
+        for choice in (False, True)
+    )
+    assert compiled == pytest.approx(plain, rel=1e-5)
+
+
+def test_compiling_is_asked_for_and_may_change_at_resumption(tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr(torch, "compile", lambda loss: asked.append(loss) or loss)
+    monkeypatch.setattr("minidalle.training.shutil.which", str)
+    train(Line(), batches, CONFIG, tmp_path)
+    assert not asked
+    train(Line(), batches, replace(CONFIG, compiled=True), tmp_path, resume=True)
+    assert len(asked) == 1
+    monkeypatch.setattr("minidalle.training.shutil.which", lambda name: None)
+    with pytest.raises(MinidalleError, match=r"g\+\+.*--no-compiled"):
+        train(Line(), batches, replace(CONFIG, compiled=True))
+
+
 def test_matrices_decay_and_biases_do_not():
     class Flat(nn.Module):
         def __init__(self):
@@ -347,7 +433,15 @@ def test_errors_say_what_to_do(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "options", [{"steps": 0}, {"minutes": -1}, {"learning_rate": 0}, {"ema": 1}, {"precision": "float8"}]
+    "options",
+    [
+        {"steps": 0},
+        {"minutes": -1},
+        {"learning_rate": 0},
+        {"ema": 1},
+        {"precision": "float8"},
+        {"optimizer": "sgd"},
+    ],
 )
 def test_impossible_settings_are_refused(options):
     with pytest.raises(MinidalleError):

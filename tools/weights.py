@@ -31,6 +31,12 @@ DATA = {
     "d'OpenMoji (openmoji.org, CC BY-SA 4.0) décalés de 6 pixels au plus ; parts « train », 64 × 64 pixels",
 }
 
+DATA["dessins"] = (
+    "ceux de `recipes.drawing_source` : scènes tirées à neuf à chaque pas, part « train », surtout un ou deux objets, "
+    "situés ou non, et des objets tous pareils ; la couleur est toujours dite, sauf pour un quart des scènes, dont "
+    "les teintes n'ont pas de nom ; 8 % des légendes sont vides ; les émojis viennent d'OpenMoji (openmoji.org, "
+    "CC BY-SA 4.0)"
+)
 DATA["clip"] = (
     "pour moitié des scènes de `minidalle.data.scenes`, pour un quart de ces scènes à un seul objet, toutes tirées à "
     "neuf à chaque pas, pour un quart des émojis nommés d'OpenMoji (openmoji.org, CC BY-SA 4.0) décalés de 6 pixels "
@@ -49,6 +55,10 @@ MEASURED = {
     "émojis (voir `minidalle.recipes.examine_clip`) :",
 }
 MEASURED["clip-ordre"] = MEASURED["clip"]
+MEASURED["dessins"] = (
+    "Mesures sur 256 scènes fraîches de la part « train », poids moyens ; ce que les modèles savent dessiner des "
+    "combinaisons réservées au test est mesuré par `python -m tools.dessiner` :"
+)
 
 
 @dataclass(frozen=True)
@@ -94,7 +104,7 @@ def make_autoencoder(name: str) -> bool:
     preset = recipes.preset(stage.model, "reference")
     preset = replace(preset, training=replace(preset.training, **stage.changes or {}))
     if stage.init:
-        model = recipes.ready(load_model(stage.init, stage.model)[0])
+        model = recipes.ready(load_model(place(stage.init), stage.model)[0])
     else:
         model = recipes.build(stage.model, preset.model, size=SIZE)
     result = fit(name, model, recipes.image_batches(source(stage.data)), preset, measure(stage.data))
@@ -121,18 +131,32 @@ def measure(data: str) -> Callable[[nn.Module], dict[str, float]]:
     )
 
 
-def make_dalle(name: str) -> bool:
-    preset = recipes.preset("dalle", "reference")
-    vqvae, _ = load_model("scenes-vqvae", "vqvae")
-    # Un transformeur ne reprend pas sur d'autres yeux que les siens.
-    eyes, known = digest(WEIGHTS / "scenes-vqvae.safetensors"), RUNS / name / "vqvae.sha256"
+# Étapes qui ne sont pas livrées : d'autres en partent. Leurs poids restent dans runs/.
+STEPPING_STONES = ("scenes-vqvae", "scenes-socle")
+
+
+def place(name: str) -> Path:
+    """Où une étape range ses poids."""
+    return (RUNS / name if name in STEPPING_STONES else WEIGHTS) / f"{name}.safetensors"
+
+
+def same_eyes(name: str, vqvae: Path) -> None:
+    """Arrête tout si le segmenteur d'images a changé : un transformeur ne reprend pas sur d'autres yeux."""
+    eyes, known = digest(vqvae), RUNS / name / "vqvae.sha256"
     if known.exists() and known.read_text() != eyes:
         sys.exit(f"Le VQ-VAE a changé depuis le début de cet entraînement : effacer {RUNS / name}.")
     with atomic_write(known, "w") as file:
         file.write(eyes)
+
+
+def make_first_dalle(name: str) -> bool:
+    """Le transformeur du « Socle », sur ses propres jetons : il a appris à lire, et sert de corps à la greffe."""
+    preset = recipes.preset("dalle", "socle")
+    same_eyes(name, place("scenes-vqvae"))
+    vqvae, _ = load_model(place("scenes-vqvae"), "vqvae")
     source = Scenes("train", SIZE)
     tokenizer = recipes.build_tokenizer(source)
-    transformer = recipes.build_dalle(preset.model, tokenizer, vqvae, SIZE)
+    transformer = recipes.build_generator("dalle", preset.model, tokenizer, vqvae, SIZE)
     length = transformer.config.text_length
     measure = recipes.measure_dalle(Scenes("test", SIZE), tokenizer, vqvae, length, n=512)
     batches = recipes.token_batches(source, tokenizer, vqvae, length)
@@ -140,6 +164,30 @@ def make_dalle(name: str) -> bool:
     if result.finished:
         notes = {"tokenizer": tokenizer.to_json(), "vqvae": "scenes-vqvae"}
         finish(name, transformer, result, preset, notes, "scenes")
+    return result.finished
+
+
+def make_generator(name: str) -> bool:
+    """« scenes », un DALL·E greffé sur celui du Socle, et « scenes-mini », un DALL·E mini."""
+    model = {"scenes": "dalle", "scenes-mini": "dalle_mini"}[name]
+    preset = recipes.preset(model, "reference")
+    same_eyes(name, place("vqvae"))
+    vqvae, _ = load_model(place("vqvae"), "vqvae")
+    first, notes = load_model(place("scenes-socle"), "dalle")
+    tokenizer = Tokenizer.from_json(notes["tokenizer"])
+    network = recipes.build_generator(model, preset.model, tokenizer, vqvae, SIZE)
+    if model == "dalle":
+        recipes.transplant(first, load_model(place("scenes-vqvae"), "vqvae")[0], network, vqvae)
+    length = network.config.text_length
+    source = recipes.drawing_source(SIZE)
+    batches = recipes.token_batches(source, tokenizer, vqvae, length, caption_dropout=0.08)
+    fresh = recipes.drawing_source(SIZE, tinted=0.0)
+    measure = recipes.measure_dalle(fresh, tokenizer, vqvae, length, n=256)
+    result = fit(name, network, batches, preset, measure)
+    if result.finished:
+        notes = {"tokenizer": tokenizer.to_json(), "vqvae": "vqvae"}
+        init = "scenes-socle" if model == "dalle" else None
+        finish(name, network, result, preset, notes, "dessins", init, packed=True)
     return result.finished
 
 
@@ -170,7 +218,7 @@ def make_clip(name: str) -> bool:
 
 STAGES = (
     dict.fromkeys(AUTOENCODERS, make_autoencoder)
-    | {"scenes": make_dalle}
+    | {"scenes-socle": make_first_dalle, "scenes": make_generator, "scenes-mini": make_generator}
     | {"clip": make_clip, "clip-ordre": make_clip}
 )
 
@@ -189,11 +237,13 @@ def finish(
     notes: dict[str, str],
     data: str,
     init: str | None = None,
+    *,
+    packed: bool = False,
 ) -> None:
     """Écrit les poids et leur notice."""
-    path = WEIGHTS / f"{name}.safetensors"
+    path = place(name)
     minutes = french(result.history[-1]["seconds"] / 60, 2)
-    save_model(path, model, half=True, minutes=minutes, **notes)
+    save_model(path, model, half=True, packed=packed, minutes=minutes, **notes)
     with atomic_write(path.with_suffix(".md"), "w") as file:
         file.write(card(name, model, result, preset, path, data, init))
     print(f"{path} : {french(path.stat().st_size / 1e6)} Mo")
@@ -221,11 +271,13 @@ def card(
     training = asdict(preset.training)
     settings = {k: v for k, v in training.items() if v is not None and k not in ("steps", "seed")}
     kind = type(model).__name__
+    packed = data == "dessins"
+    storage = "matrices sur 8 bits, le reste sur 16" if packed else "flottants sur 16 bits"
     lines = [
         f"# {name}",
         "",
         f"- **Modèle** : `{kind}`, {french(sum(p.numel() for p in model.parameters()))} paramètres, "
-        f"flottants sur 16 bits ({french(path.stat().st_size / 1e6)} Mo).",
+        f"{storage} ({french(path.stat().st_size / 1e6)} Mo).",
         f"- **Configuration** : {listed(asdict(model.config))}.",
         f"- **Données** : {DATA[data]}.",
         f"- **Départ** : {f'les poids `{init}`' if init else 'poids tirés au hasard'}.",

@@ -18,6 +18,7 @@ from minidalle.models.attention import GridPositions
 from minidalle.models.linear import Linear
 from minidalle.models.sparse_attention import pattern, stream_mask
 from minidalle.models.transformer import Decoder, DecoderState, initialize
+from minidalle.processes import average
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,9 +131,8 @@ class DALLE(nn.Module):
             return losses | {"loss": losses["image"]}
         logits, words = self.text_head(written[:, :-1]).flatten(0, 1).float(), text[:, 1:].flatten()
         # Un lot sans un mot à prédire donne 0, et non 0/0.
-        text_loss = F.cross_entropy(logits, words, ignore_index=0, reduction="sum") / (
-            words != 0
-        ).sum().clamp(1)
+        count = average((words != 0).sum()).clamp(1e-3)
+        text_loss = F.cross_entropy(logits, words, ignore_index=0, reduction="sum") / count
         return losses | {"text": text_loss, "loss": weight * text_loss + (1 - weight) * losses["image"]}
 
     def nats(self, text: Tensor, image: Tensor) -> Tensor:

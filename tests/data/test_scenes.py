@@ -457,3 +457,25 @@ def test_the_opposite_is_told_of_the_scene_upside_down(seed, voice):
     turned = Scene(scene.background, tuple(replace(o, x=1 - o.x, y=1 - o.y) for o in scene.objects))
     text, told = (tell(s, voice, spatial=1) for s in (scene, turned))
     assert scenes.opposite(text) in (None, told)
+
+
+@pytest.mark.parametrize("texture", scenes.TEXTURES)
+def test_a_tint_equal_to_the_named_colour_draws_the_same_picture(texture):
+    for colour, rgb in scenes.COLOURS.items():
+        scene = Scene("sable", (Object("cœur", colour, texture, "grand"),))
+        gap = render(scene).astype(int) - render(scene, 64, [rgb])
+        assert np.abs(gap).max() <= 2  # arrondis du dessin vectoriel
+        other = render(scene, 64, [(255 - rgb[0], rgb[1], rgb[2])]).astype(int)
+        assert np.abs(render(scene) - other).max() > 20
+
+
+def test_an_emoji_takes_no_tint():
+    scene = Scene("blanc", (Object("mouton"),))
+    assert np.array_equal(render(scene), render(scene, 64, [(1, 2, 3)]))
+
+
+def test_identical_scenes_can_be_asked_for():
+    rng = np.random.default_rng(0)
+    for share, expected in ((1.0, True), (0.0, False)):
+        for scene in scenes.sample_scenes(rng, 30, None, count=3, identical=share):
+            assert (len({(o.kind, o.colour) for o in scene.objects}) == 1) == expected

@@ -1,5 +1,8 @@
 """Les trois sources d'images légendées."""
 
+import dataclasses
+import math
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -105,3 +108,28 @@ def test_tux_paint_is_a_source(folder, monkeypatch):
     images, captions = open_source("tuxpaint", size=8).batch(np.random.default_rng(0), 3)
     assert images.shape == (3, 8, 8, 3) and captions == ["Du vert."] * 3
     assert open_captioned("tuxpaint").names == ["vert.png"]
+
+
+def test_tinted_scenes_name_no_colour_and_never_come_near_the_reserved_one(monkeypatch):
+    seen = []
+    real = scenes.render
+    monkeypatch.setattr(scenes, "render", lambda *given: seen.append(given) or real(*given))
+    source = Scenes("train", 32, {"colour": 1.0}, tinted=1.0)
+    _, captions = source.batch(np.random.default_rng(0), 300)
+    words = {word for adjective in scenes._COLOUR_WORDS.values() for word in dataclasses.astuple(adjective)}
+    assert not words & {word for text in captions for word in text.split()}
+    for scene, _, tints in seen:
+        background = scenes.BACKGROUNDS[scene.background]
+        for o, tint in zip(scene.objects, tints, strict=True):
+            assert math.dist(tint, background) >= 90
+            if o.kind in scenes.HELD_OUT_COLOURS:
+                assert math.dist(tint, scenes.COLOURS[scenes.HELD_OUT_COLOURS[o.kind]]) >= 75
+
+
+def test_the_tinted_share_is_kept_and_untinted_captions_name_their_colours():
+    _, captions = Scenes("train", 32, {"colour": 1.0}, {"count": 1}, tinted=0.25).batch(
+        np.random.default_rng(1), 800
+    )
+    shapes = [text for text in captions if any(kind in text.split() for kind in scenes.SHAPES)]
+    named = [any(colour[:4] in text for colour in scenes.COLOURS) for text in shapes]
+    assert 0.68 < np.mean(named) < 0.82
