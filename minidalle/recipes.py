@@ -42,6 +42,8 @@ DRAWING_TRAINING = TrainingConfig(
     ema=0.99,
     precision="bfloat16",
     compiled=True,
+    save_every=200,
+    evaluate_every=200,
 )
 
 PRESETS = {
@@ -363,6 +365,16 @@ def transplant(
             tensor = tensor[: new.config.text_length]
         state[name] = tensor
     new.load_state_dict(state)
+
+
+@torch.no_grad()
+def lend_tables(old: nn.Module, new: nn.Module) -> None:
+    """Recopie sur `new` les tables de mots et de jetons d'image et la tête de `old` : mêmes vocabulaires, même largeur.
+
+    Les deux peuvent être d'architectures différentes : ce sont les mots qu'on se prête, non les idées.
+    """
+    for name in ("text_embedding", "image_embedding", "head"):
+        getattr(new, name).weight.copy_(getattr(old, name).weight)
 
 
 def token_batches(

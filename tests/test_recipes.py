@@ -183,6 +183,19 @@ def test_a_transplant_follows_the_tokens(parts, name):
     assert shorter(text, recipes.encode(eyes, images)).shape == logits.shape
 
 
+def test_lent_tables_are_copied_and_nothing_else(parts):
+    _, eyes, tokenizer = parts
+    sizes = {"width": 16, "layers": 1, "heads": 2, "text_length": 8}
+    old, new, kept = (
+        recipes.build_generator(name, sizes, tokenizer, eyes, 32, seed=seed)
+        for name, seed in (("dalle", 1), ("dalle_mini", 2), ("dalle_mini", 2))
+    )
+    recipes.lend_tables(old, new)
+    lent = {"text_embedding.weight", "image_embedding.weight", "head.weight"}
+    for key, tensor in new.state_dict().items():
+        assert torch.equal(tensor, (old if key in lent else kept).state_dict()[key]), key
+
+
 # --- CLIP ---
 
 

@@ -61,6 +61,14 @@ MEASURED["dessins"] = (
 )
 
 
+# D'où partent les générateurs, quand ce n'est ni du hasard ni des poids tels quels.
+STARTS = {
+    "scenes": "le premier générateur du livre (étape `scenes-socle`), greffé sur les jetons de `vqvae` "
+    "(`recipes.transplant`)",
+    "scenes-mini": "hasard, sauf les tables de mots et de jetons d'image, reprises de `scenes`",
+}
+
+
 @dataclass(frozen=True)
 class Stage:
     """Un auto-encodeur à entraîner.
@@ -178,6 +186,8 @@ def make_generator(name: str) -> bool:
     network = recipes.build_generator(model, preset.model, tokenizer, vqvae, SIZE)
     if model == "dalle":
         recipes.transplant(first, load_model(place("scenes-vqvae"), "vqvae")[0], network, vqvae)
+    else:
+        recipes.lend_tables(load_model(place("scenes"), "dalle")[0], network)
     length = network.config.text_length
     source = recipes.drawing_source(SIZE)
     batches = recipes.token_batches(source, tokenizer, vqvae, length, caption_dropout=0.08)
@@ -186,8 +196,7 @@ def make_generator(name: str) -> bool:
     result = fit(name, network, batches, preset, measure)
     if result.finished:
         notes = {"tokenizer": tokenizer.to_json(), "vqvae": "vqvae"}
-        init = "scenes-socle" if model == "dalle" else None
-        finish(name, network, result, preset, notes, "dessins", init, packed=True)
+        finish(name, network, result, preset, notes, "dessins", packed=True)
     return result.finished
 
 
@@ -280,7 +289,7 @@ def card(
         f"{storage} ({french(path.stat().st_size / 1e6)} Mo).",
         f"- **Configuration** : {listed(asdict(model.config))}.",
         f"- **Données** : {DATA[data]}.",
-        f"- **Départ** : {f'les poids `{init}`' if init else 'poids tirés au hasard'}.",
+        f"- **Départ** : {STARTS.get(name) or (f'les poids `{init}`' if init else 'poids tirés au hasard')}.",
         f"- **Commande** : `make weights` (étape `python tools/weights.py {name}`), "
         f"{french(result.steps)} pas, graine {training['seed']}.",
         f"- **Réglages** : {listed(settings)}.",
