@@ -32,7 +32,7 @@ from minidalle.text import Tokenizer
 from minidalle.training import TrainingConfig, train
 
 RESULT = Path(__file__).parents[1] / "minidalle" / "results" / "diagnostic.json"
-EYE = "scenes-vqvae"
+EYE = "vqvae"
 CONFIG = {"width": 64, "layers": 1, "decoder_layers": 2, "text_length": 24}
 TRAINING = {"batch_size": 32, "learning_rate": 5e-3, "warmup": 20}
 THEIRS = {"batch_size": 10, "learning_rate": 4e-5, "warmup": 0, "floor": 1.0}  # lot et pas des auteurs
