@@ -76,13 +76,14 @@ def generate(
         typer.Option("--top-p", metavar="P", help="Ne tirer que dans le noyau de probabilité P."),
     ] = None,
     guidance: Annotated[
-        float,
+        float | None,
         typer.Option(
             "--guidance",
             metavar="S",
+            show_default="celui que conseillent les poids",
             help="Guidage : plus de 1, plus fidèle et moins varié, deux fois plus long ; 0, sans la description.",
         ),
-    ] = 1.0,
+    ] = None,
     rerank: Annotated[
         int | None,
         typer.Option(
@@ -160,7 +161,8 @@ def generate(
             "L'option --film ne filme qu'une description : la retirer, ou retirer --prompts."
         )
     check_sampling(temperature, top_k, top_p)
-    check_guidance(guidance)
+    if guidance is not None:
+        check_guidance(guidance)
     movie = None if film is None else file_path(film, ".gif")
     # Noms et descriptions d'abord : une faute se dit avant de charger quoi que ce soit.
     lines = None if prompts is None else _read_prompts(prompts)
@@ -170,6 +172,7 @@ def generate(
 
     weights = find_weights(model)
     painter = TextToImage.load(weights)
+    guidance = painter.guidance if guidance is None else guidance
     settings = {"--temperature": temperature, "--top-k": top_k, "--top-p": top_p}
     options = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "guidance": guidance}
     if guidance != 1:

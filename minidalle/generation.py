@@ -61,6 +61,7 @@ class TextToImage:
         tokenizer: ce qui met la description en jetons.
         transformer: ce qui écrit les jetons d'image, un `DALLE` ou un `DALLEMini`.
         vqvae: ce qui met une image en jetons et les peint, un `VQVAE`, un `DVAE` ou un `VQGAN`.
+        guidance: guidage que conseillent ses auteurs ; `draw` ne l'emploie que si on le lui donne.
     """
 
     def __init__(
@@ -68,12 +69,15 @@ class TextToImage:
         tokenizer: "Tokenizer | ByteTokenizer",
         transformer: "DALLE | DALLEMini",
         vqvae: "VQVAE | DVAE | VQGAN",
+        guidance: float = 1.0,
     ) -> None:
         """Assemble trois pièces entraînées ensemble.
 
         Raises:
-            MinidalleError: leurs vocabulaires ne s'accordent pas.
+            MinidalleError: leurs vocabulaires ne s'accordent pas, ou guidage impossible.
         """
+        check_guidance(guidance)
+        self.guidance = guidance
         config = transformer.config
         # Des modèles publiés ont une table de textes plus longue que leur vocabulaire.
         if len(tokenizer) > config.text_vocabulary or vqvae.config.codes != config.image_vocabulary:
@@ -109,7 +113,11 @@ class TextToImage:
                 f"« {beside} » contient un modèle « {theirs['model']} », qui ne peint pas de jetons : "
                 f"mettre à sa place le décodeur livré avec « {path.name} »."
             )
-        return cls(load_tokenizer(notes["tokenizer"]), transformer, vqvae)
+        try:
+            guidance = float(notes.get("guidance", 1))
+        except ValueError as error:
+            raise MinidalleError(f"« {path} » conseille un guidage illisible : le refaire.") from error
+        return cls(load_tokenizer(notes["tokenizer"]), transformer, vqvae, guidance)
 
     @property
     def size(self) -> tuple[int, int]:

@@ -16,7 +16,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from minidalle import __version__, cli, cli_generate
-from minidalle.checkpoints import WEIGHTS, save_model
+from minidalle.checkpoints import WEIGHTS, find_weights, load_model, save_model
 from minidalle.cli import app
 from minidalle.generation import TextToImage
 from minidalle.models.dalle import DALLE, DALLEConfig
@@ -334,6 +334,21 @@ def test_guidance_is_passed_on_and_noted(model):
     succeed("generate", "un mouton", "--model", model, "--guidance", 1, "-o", "un.png")
     succeed("generate", "un mouton", "--model", model, "-o", "rien.png")
     assert Path("un.png").read_bytes() == Path("rien.png").read_bytes()
+
+
+def test_weights_may_advise_their_guidance(model):
+    network, notes = load_model(model)
+    advised = find_weights(model).with_name("conseil.safetensors")
+    keep = {name: notes[name] for name in ("tokenizer", "vqvae")}
+    save_model(advised, network, guidance="2.5", **keep)
+    assert TextToImage.load(advised).guidance == 2.5
+    succeed("generate", "un mouton", "--model", advised, "-o", "a.png")
+    succeed("generate", "un mouton", "--model", advised, "--guidance", 2.5, "-o", "b.png")
+    succeed("generate", "un mouton", "--model", advised, "--guidance", 1, "-o", "c.png")
+    assert (pixels("a.png") == pixels("b.png")).all() and "--guidance 2.5" in texts("a.png")["Reglages"]
+    assert "--guidance" not in texts("c.png")["Reglages"]
+    save_model(advised, network, guidance="beaucoup", **keep)
+    assert "guidage illisible" in fail("generate", "un mouton", "--model", advised, "-o", "d.png")
 
 
 def test_rerank_keeps_the_best_and_tells_their_scores(model):

@@ -195,7 +195,7 @@ def make_generator(name: str) -> bool:
     measure = recipes.measure_dalle(fresh, tokenizer, vqvae, length, n=256)
     result = fit(name, network, batches, preset, measure)
     if result.finished:
-        notes = {"tokenizer": tokenizer.to_json(), "vqvae": "vqvae"}
+        notes = {"tokenizer": tokenizer.to_json(), "vqvae": "vqvae", "guidance": "2"}
         finish(name, network, result, preset, notes, "dessins", packed=True)
     return result.finished
 
