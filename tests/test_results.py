@@ -1,9 +1,17 @@
 """Les résultats rangés dans minidalle/results que relisent les chapitres : ils sont entiers."""
 
 import csv
+import hashlib
 import json
 from importlib import resources
 
+import numpy as np
+import pytest
+from scipy.stats import binomtest
+
+from minidalle.evaluation.oracle import read
+from minidalle.evaluation.requests import CATEGORIES, judge, requests
+from minidalle.generation import TextToImage
 from tools.diagnostic import CASES, EVERY, STEPS
 
 
@@ -51,3 +59,31 @@ def test_every_fault_is_followed_on_every_seed():
             assert case["courbe"][-1]["perte"] < case["courbe"][0]["perte"], "une faute fait monter la perte"
             told = case["dessins"]
             assert 0 <= told["justes"] <= min(told["couleur"], told["forme"]) <= notes["dessines"]
+
+
+@pytest.mark.parametrize("name", ["scenes", "scenes-mini"])
+def test_what_the_generators_draw_was_measured_on_the_packaged_weights(name):
+    """`python -m tools.dessiner` : les poids livrés, des comptes possibles, une courbe qui apprend."""
+    drawn = stored("dessiner")
+    weights = resources.files("minidalle") / "weights" / f"{name}.safetensors"
+    assert drawn["settings"][name]["sha256"] == hashlib.sha256(weights.read_bytes()).hexdigest()
+    for category in CATEGORIES:
+        for counts in drawn["models"][name][category].values():
+            assert 0 <= counts["exact"] <= counts["right"] <= counts["objects"] <= counts["n"] >= 500
+        best = drawn["best_of"][name][category]
+        assert best["first"] <= best["n"] and best["best"] <= best["n"]
+    curve = [row for row in drawn["curves"][name] if "delta" in row]
+    assert curve[-1]["test_loss"] < curve[0]["test_loss"] and curve[-1]["delta"] > curve[0]["delta"] > 0
+
+
+def test_a_slice_of_the_stored_drawings_is_drawn_again():
+    """Vingt demandes par catégorie, redessinées : la part juste est celle qui est rangée, au hasard près."""
+    drawn = stored("dessiner")
+    setting = {k: v for k, v in drawn["settings"]["scenes"].items() if k in ("guidance", "top_p", "top_k")}
+    painter = TextToImage.load("scenes")
+    for category in ("couleur", "relation"):
+        asked = requests(np.random.default_rng(drawn["settings"]["scenes"]["seed"]), category, 20)
+        images = [d.images[0] for d in painter.draw_many([r.prompt for r in asked], range(20), **setting)]
+        right = sum(judge(*pair).right for pair in zip(read(images), asked, strict=True))
+        counts = drawn["models"]["scenes"][category]["held_out"]
+        assert binomtest(right, 20, counts["right"] / counts["n"]).pvalue > 1e-3
