@@ -102,6 +102,8 @@ def learn(case, rank=0, out=None):
 
 def work(folder, rank):
     torch.set_num_threads(1)
+    # Né d'un lanceur en arrière-plan, un processus ignorerait Ctrl-C.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     seen = {case: learn(case, rank, folder / f"{case}-{rank}") for case in CASES}
 
     def impatient(rng, n):
