@@ -6,6 +6,7 @@ notebooks  _build/notebooks/*.ipynb, sans sorties, pour Jupyter
 nbval      _build/nbval/*.ipynb, avec les sorties textuelles de la dernière construction, pour pytest --nbval
 """
 
+import concurrent.futures
 import contextlib
 import fcntl
 import hashlib
@@ -97,10 +98,46 @@ def kernel_environment() -> dict[str, str]:
     return os.environ | {"IPYTHONDIR": str(folder)}
 
 
+def execute_ahead(workers: int = 2) -> None:
+    """Exécute, deux à la fois, les chapitres que le cache n'a pas : Jupyter Book les ferait un à un.
+
+    Un chapitre qui échoue n'entre pas dans le cache : Jupyter Book le refera, et dira pourquoi.
+    """
+    from jupyter_cache import get_cache
+    from jupyter_cache.base import CacheBundleIn
+    from jupyter_cache.executors.utils import single_nb_execution
+
+    cache, stale = get_cache(CACHE), []
+    for path, notebook in chapters():
+        if any(cell.cell_type == "code" for cell in notebook.cells):
+            try:
+                cache.match_cache_notebook(notebook)
+            except KeyError:
+                stale.append((path, notebook))
+    os.environ |= kernel_environment()
+    options = {"allow_errors": False, "timeout": 180, "meta_override": True}
+    with concurrent.futures.ThreadPoolExecutor(workers) as pool:
+        running = {
+            pool.submit(single_nb_execution, notebook, cwd=str(path.parent.absolute()), **options): (
+                path,
+                notebook,
+            )
+            for path, notebook in stale
+        }
+        for future in concurrent.futures.as_completed(running):
+            (path, notebook), result = running[future], future.result()
+            print(f"{path} : {'échec' if result.err else 'exécuté'} en {result.time:.0f} s", flush=True)
+            if not result.err:
+                data = {"execution_seconds": result.time}
+                bundle = CacheBundleIn(notebook, str(path.absolute()), data=data)
+                cache.cache_notebook_bundle(bundle, check_validity=False, overwrite=True)
+
+
 def build(builder: str, output: Path) -> None:
     """Lance Jupyter Book ; `--all` relit toutes les pages, sinon une faute ancienne resterait tue."""
     shutil.rmtree(output, ignore_errors=True)
     refresh_cache()
+    execute_ahead()
     command = [Path(sys.executable).with_name("jupyter-book"), "build", "--all", "-W", "-n", "--keep-going"]
     if subprocess.run([*command, "--builder", builder, "."], env=kernel_environment()).returncode:
         sys.exit("\nLe livre n'est pas construit : voir les messages « WARNING » et « ERROR » ci-dessus.")
