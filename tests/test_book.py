@@ -76,6 +76,19 @@ def test_a_failing_cell_fails_every_build(book: Book) -> None:
         assert "ZeroDivisionError" in output
 
 
+def test_chapters_are_executed_once_and_ahead_of_the_build(book: Book) -> None:
+    book.page("print(6 * 7)")
+    code, said = book.build()
+    assert code == 0, said
+    assert "chapters/essai.md : exécuté" in said and "Executing notebook" not in said
+    assert "42" in book.html()
+    code, said = book.build()
+    assert code == 0 and "exécuté en" not in said
+    book.page("1 / 0")
+    code, said = book.build()
+    assert code and "chapters/essai.md : échec" in said and "ZeroDivisionError" in said
+
+
 def test_outputs_follow_the_library(book: Book) -> None:
     """La clé de jupyter-cache est le code des cellules : la bibliothèque peut changer sans lui."""
     book.page(READ)
@@ -99,7 +112,7 @@ def test_outputs_follow_the_prose_they_read(book: Book) -> None:
     book.write("chapters/index.md", INDEX + "\nUn paragraphe de plus.\n")
     status, output = book.build()
     assert (status, "\nRien.\nUn paragraphe de plus.\n" in book.html()) == (0, True), output
-    assert output.count("Using cached notebook") == 1
+    assert output.count("exécuté en") == 1  # le seul chapitre qui lit la prose
     assert book.build()[1].count("Using cached notebook") == 2
 
 
