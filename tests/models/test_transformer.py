@@ -615,3 +615,17 @@ EMPTY = torch.ones(1, 0, dtype=torch.int64)
 def test_bad_input_is_refused(call, message):
     with pytest.raises(MinidalleError, match=f"(?i){message}"):
         call()
+
+
+def test_each_block_may_have_its_own_mask():
+    torch.manual_seed(0)
+    decoder = Decoder(8, 2, 2).eval()
+    x = torch.randn(1, 4, 8)
+    near, full = torch.eye(4, dtype=torch.bool), torch.ones(4, 4, dtype=torch.bool)
+    with torch.no_grad():
+        by_hand = x
+        for block, mask in zip(decoder.blocks, (near, full), strict=True):
+            by_hand = block(by_hand, mask=mask, causal=True)
+        assert torch.allclose(decoder(x, mask=[near, full]), decoder.norm(by_hand), atol=1e-6)
+        outputs = [decoder(x, mask=masks) for masks in ([near, full], [full, near], near, full)]
+    assert len({tuple(out.flatten().tolist()) for out in outputs}) == 4
