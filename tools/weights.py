@@ -69,6 +69,15 @@ STARTS = {
 }
 
 
+# Ce que la commande ne refait pas tout à fait.
+REMARKS = {
+    "scenes": "appris par un script équivalent, en plusieurs reprises d'un budget de 70 minutes ; le dosage des scènes "
+    "a changé aux pas 1000 et 1800, avant d'être celui de `drawing_source`",
+    "scenes-mini": "appris par un script équivalent, en deux reprises d'un budget de 37 minutes ; ses tables viennent "
+    "de `scenes` pris en cours d'entraînement",
+}
+
+
 @dataclass(frozen=True)
 class Stage:
     """Un auto-encodeur à entraîner.
@@ -296,6 +305,7 @@ def card(
         f"- **Durée** : {french(result.history[-1]['seconds'] / 60, 2)} minutes sur "
         f"{torch.get_num_threads()} fil(s) d'un processeur partagé, torch {torch.__version__}.",
         f"- **Empreinte** (sha256) : `{digest(path)}`.",
+        *([f"- **Remarque** : {REMARKS[name]}."] if name in REMARKS else []),
         "- **Licence** : CC BY-SA 4.0, celle des dessins d'OpenMoji qu'il a appris.",
         "- **Usage** : le monde du livre seulement, ses mots et ses objets. Il ne sait rien d'autre.",
         "",

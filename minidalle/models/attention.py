@@ -288,6 +288,24 @@ def _frequencies(width: int) -> Tensor:
     return 10_000 ** (-torch.arange(0, width, 2) / width)
 
 
+class CellPositions(nn.Embedding):
+    """Positions d'une grille lue ligne à ligne : un plongement par case, comme une suite quelconque."""
+
+    def __init__(self, rows: int, columns: int, width: int) -> None:
+        super().__init__(rows * columns, width)
+
+    def forward(self, first: int = 0, length: int | None = None) -> Tensor:
+        """Voir `GridPositions.forward`."""
+        return self.weight[_cells(first, length, self.num_embeddings)]
+
+
+def _cells(first: int, length: int | None, cells: int) -> slice:
+    length = cells - first if length is None else length
+    if not 0 <= first <= first + length <= cells:
+        raise MinidalleError(f"Cases {first} à {first + length - 1} hors d'une grille de {cells} cases.")
+    return slice(first, first + length)
+
+
 class GridPositions(nn.Module):
     """Positions d'une grille lue ligne à ligne : plongement de la ligne + plongement de la colonne."""
 
@@ -301,9 +319,21 @@ class GridPositions(nn.Module):
         Raises:
             MinidalleError: cases hors de la grille.
         """
-        columns, cells = self.columns.num_embeddings, self.rows.num_embeddings * self.columns.num_embeddings
-        length = cells - first if length is None else length
-        if not 0 <= first <= first + length <= cells:
-            raise MinidalleError(f"Cases {first} à {first + length - 1} hors d'une grille de {cells} cases.")
-        places = torch.arange(first, first + length, device=self.rows.weight.device)
+        columns = self.columns.num_embeddings
+        kept = _cells(first, length, self.rows.num_embeddings * columns)
+        places = torch.arange(kept.start, kept.stop, device=self.rows.weight.device)
         return self.rows(places // columns) + self.columns(places % columns)
+
+
+# Positions d'une grille, telles que les nomment les configurations.
+IMAGE_POSITIONS = {"1d": CellPositions, "2d": GridPositions}
+
+
+def check_image_positions(name: str) -> None:
+    """Vérifie un nom de positions d'image.
+
+    Raises:
+        MinidalleError: ni « 1d » ni « 2d ».
+    """
+    if name not in IMAGE_POSITIONS:
+        raise MinidalleError(f"Positions « {name} » inconnues : choisir « 1d » ou « 2d ».")

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from minidalle.errors import MinidalleError
-from minidalle.models.attention import GridPositions
+from minidalle.models.attention import IMAGE_POSITIONS, check_image_positions
 from minidalle.models.linear import Linear
 from minidalle.models.sparse_attention import pattern, stream_mask
 from minidalle.models.transformer import Decoder, DecoderState, initialize
@@ -61,8 +61,7 @@ class DALLEConfig:
             )
         if not 0 <= self.text_weight < 1:
             raise MinidalleError(f"Part du texte impossible ({self.text_weight}) : dans [0 ; 1[.")
-        if self.positions not in ("1d", "2d"):
-            raise MinidalleError(f"Positions « {self.positions} » inconnues : choisir « 1d » ou « 2d ».")
+        check_image_positions(self.positions)
 
     @property
     def image_length(self) -> int:
@@ -85,10 +84,7 @@ class DALLE(nn.Module):
         self.padding = nn.Embedding(config.text_length, width)
         # Le dernier numéro est le jeton de départ, lu avant le premier jeton d'image.
         self.image_embedding = nn.Embedding(config.image_vocabulary + 1, width)
-        one_by_one = config.positions == "1d"
-        self.image_position = (
-            nn.Embedding(config.image_length, width) if one_by_one else GridPositions(*config.grid, width)
-        )
+        self.image_position = IMAGE_POSITIONS[config.positions](*config.grid, width)
         self.decoder = Decoder(width, config.layers, config.heads, dropout=config.dropout)
         # Deux vocabulaires, deux têtes : chacune ne note que les siens.
         self.text_head = Linear(width, config.text_vocabulary, bias=False) if config.text_weight else None
@@ -182,7 +178,4 @@ class DALLE(nn.Module):
 
         La position ajoutée est celle du jeton à prédire, un cran plus loin que le jeton lu.
         """
-        stop = first + previous.shape[1]
-        one_by_one = isinstance(self.image_position, nn.Embedding)
-        places = self.image_position.weight if one_by_one else self.image_position()
-        return self.image_embedding(previous) + places[first:stop]
+        return self.image_embedding(previous) + self.image_position(first, previous.shape[1])

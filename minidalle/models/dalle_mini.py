@@ -14,7 +14,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from minidalle.errors import MinidalleError
-from minidalle.models.attention import GridPositions, KeyValueCache, MultiHeadAttention, padding_mask
+from minidalle.models.attention import (
+    IMAGE_POSITIONS,
+    KeyValueCache,
+    MultiHeadAttention,
+    check_image_positions,
+    padding_mask,
+)
 from minidalle.models.linear import Linear, linear
 from minidalle.models.one_step import attend_one
 from minidalle.models.transformer import DecoderState
@@ -78,8 +84,7 @@ class DALLEMiniConfig:
             raise MinidalleError(
                 f"Remplissage {self.pad} ou départ {self.start} hors des vocabulaires : donner un de leurs numéros."
             )
-        if self.positions not in ("1d", "2d"):
-            raise MinidalleError(f"Positions « {self.positions} » inconnues : choisir « 1d » ou « 2d ».")
+        check_image_positions(self.positions)
         if not 0 <= self.dropout < 1:
             raise MinidalleError(f"Abandon impossible ({self.dropout}) : une part, dans [0 ; 1[.")
 
@@ -185,10 +190,7 @@ class DALLEMini(nn.Module):
         self.encoder_norm = ShiftNorm(width)
         # Le dernier numéro est d'ordinaire le jeton de départ, lu avant le premier jeton d'image.
         self.image_embedding = nn.Embedding(config.image_vocabulary + 1, width)
-        one_by_one = config.positions == "1d"
-        self.image_position = (
-            nn.Embedding(config.image_length, width) if one_by_one else GridPositions(*config.grid, width)
-        )
+        self.image_position = IMAGE_POSITIONS[config.positions](*config.grid, width)
         self.image_norm = nn.LayerNorm(width)
         self.decoder = nn.ModuleList(Block(config, cross=True) for _ in range(config.decoder_layers))
         self.decoder_norm = ShiftNorm(width)
@@ -220,7 +222,7 @@ class DALLEMini(nn.Module):
         mask = self._mask(text)
         memory = self._encode(text, mask)
         start = torch.full_like(image[:, :1], self.config.start)
-        x = self._embed_image(torch.cat([start, image[:, :-1]], dim=1), self._image_positions())
+        x = self._embed_image(torch.cat([start, image[:, :-1]], dim=1), self.image_position())
         for block in self.decoder:
             x = block(x, memory, mask)
         return self.head(self.decoder_norm(x))
@@ -271,7 +273,7 @@ class DALLEMini(nn.Module):
             raise MinidalleError(f"Image finie : elle ne compte que {state.length} jetons.")
         previous = state.last if previous is None else previous
         if self.training or torch.is_grad_enabled() or torch.is_autocast_enabled(previous.device.type):
-            x = self._embed_image(previous[:, None], self._image_positions()[state.length, None])
+            x = self._embed_image(previous[:, None], self.image_position(state.length, 1))
             for block, caches in zip(self.decoder, state.caches, strict=True):
                 x = block(x, None, state.memory_mask, caches)
             return self.head(self.decoder_norm(x))[:, 0]
@@ -297,11 +299,6 @@ class DALLEMini(nn.Module):
             x = block(x, mask=mask)
         return self.encoder_norm(x)
 
-    def _image_positions(self) -> Tensor:
-        """(N, d) : à chaque jeton lu s'ajoute la position du suivant, celui à prédire."""
-        one_by_one = isinstance(self.image_position, nn.Embedding)
-        return self.image_position.weight if one_by_one else self.image_position()
-
     def _embed_image(self, previous: Tensor, positions: Tensor) -> Tensor:
         return self.dropout(self.image_norm(self.image_embedding(previous) + positions))
 
@@ -310,7 +307,7 @@ class OneStep:
     """Le décodeur, une position (B, d) à la fois : les calculs des modules, mêmes poids, sans leurs détours."""
 
     def __init__(self, model: DALLEMini) -> None:
-        self.embedding, self.positions = model.image_embedding.weight, model._image_positions()
+        self.embedding, self.positions = model.image_embedding.weight, model.image_position()
         self.image_norm, self.norm, self.head = _norm(model.image_norm), _norm(model.decoder_norm), model.head
         self.blocks, self.heads = [_weights(block) for block in model.decoder], model.config.heads
 

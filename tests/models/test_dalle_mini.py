@@ -273,12 +273,12 @@ def test_the_caption_is_read_once(monkeypatch):
 
 def test_one_dimensional_and_two_dimensional_positions():
     flat, grid = tiny(), tiny(replace(TINY, positions="2d"))
-    assert flat._image_positions().shape == grid._image_positions().shape == (6, 16)
+    assert flat.image_position().shape == grid.image_position().shape == (6, 16)
     with torch.no_grad():
         grid.image_position.rows.weight.copy_(torch.arange(2.0)[:, None] * 10)
         grid.image_position.columns.weight.copy_(torch.arange(3.0)[:, None])
-    assert grid._image_positions()[:, 0].tolist() == [0, 1, 2, 10, 11, 12]
-    assert torch.equal(flat._image_positions(), flat.image_position.weight)
+    assert grid.image_position()[:, 0].tolist() == [0, 1, 2, 10, 11, 12]
+    assert torch.equal(flat.image_position(), flat.image_position.weight)
 
 
 def test_the_start_token_can_be_another():
