@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
+from command_line import SIDE, fail, run, snapshot, succeed, tiny_model
 from PIL import Image
 from typer.testing import CliRunner
 
@@ -19,17 +19,8 @@ from minidalle import __version__, cli, cli_generate
 from minidalle.checkpoints import WEIGHTS, find_weights, load_model, save_model
 from minidalle.cli import app
 from minidalle.generation import TextToImage
-from minidalle.models.dalle import DALLE, DALLEConfig
-from minidalle.models.vqvae import VQVAE, VQVAEConfig
-from minidalle.text import Tokenizer
 
 ENVIRONMENT = os.environ | {"PYTHONPATH": str(Path(cli.__file__).parents[1])}
-SIDE = 16
-# Mots que Typer, Click ou le système mettraient, et que le français n'a pas.
-ENGLISH = re.compile(
-    r"\b(?:the|this|and|exit|required|missing|invalid|no|such|got|unexpected|file|directory|not|is|value|error)\b",
-    re.IGNORECASE,
-)
 
 
 class Judge:
@@ -58,50 +49,7 @@ def workplace(tmp_path, monkeypatch):
 @pytest.fixture(scope="session")
 def model(tmp_path_factory):
     """Dossier d'un modèle minuscule, non entraîné, qui dessine des images toutes différentes."""
-    folder = tmp_path_factory.mktemp("modele")
-    torch.manual_seed(0)
-    vqvae = VQVAE(VQVAEConfig(channels=(8, 8), blocks=1, codes=16, code_dim=4))
-    with torch.no_grad():
-        vqvae.quantizer.codebook.mul_(30)
-    tokenizer = Tokenizer.train(["un mouton à gauche d'un carré bleu", "trois pommes rouges"], 100)
-    sizes = {"image_vocabulary": 16, "grid": (4, 4), "text_length": 12, "width": 16, "layers": 1, "heads": 2}
-    transformer = DALLE(DALLEConfig(len(tokenizer), **sizes))
-    save_model(folder / "vqvae.safetensors", vqvae, size=str(SIDE))
-    save_model(folder / "model.safetensors", transformer, tokenizer=tokenizer.to_json(), vqvae="vqvae")
-    return folder
-
-
-def run(*args):
-    return CliRunner().invoke(app, [str(arg) for arg in args], prog_name="minidalle")
-
-
-def succeed(*args):
-    result = run(*args)
-    assert result.exit_code == 0, result.output
-    return result
-
-
-def fail(*args):
-    """Le message d'une commande qui doit échouer : une phrase, le code 2, rien d'écrit."""
-    before = snapshot()
-    result = run(*args)
-    assert result.exit_code == 2, result.output
-    message = result.stderr.splitlines()[-1]
-    assert re.fullmatch(r"Erreur : [^a-zé].*\.", message)
-    assert "Traceback" not in result.output
-    assert english(message) == set()
-    assert snapshot() == before
-    return message
-
-
-def snapshot():
-    return {path: path.is_file() and path.read_bytes() for path in Path().rglob("*")}
-
-
-def english(text):
-    """Mots anglais d'un texte, noms d'options et de commandes mis à part."""
-    text = re.sub(r"--?[a-z-]+|«[^»]*»", " ", text)
-    return set(ENGLISH.findall(text))
+    return tiny_model(tmp_path_factory.mktemp("modele"))
 
 
 def pixels(path):
