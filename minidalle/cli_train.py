@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from minidalle.data.sources import Source
     from minidalle.text import Tokenizer
-    from minidalle.training import Result, TrainingConfig
+    from minidalle.training import Batches, Result, TrainingConfig
 
 EPILOG = (
     "Exemples : minidalle train vqvae --data scenes --out essai --minutes 5\n"
@@ -26,6 +26,7 @@ EPILOG = (
     "           minidalle train --out essai --resume"
 )
 _DEFAULTS = {"preset": "mini", "seed": 0, "size": 64, "vqvae": "vqvae", "bad_images": "fail"}
+REWARDED = "recompense"
 _MEASURES = {
     "loss": "perte",
     "image": "perte de l'image",
@@ -46,6 +47,10 @@ _MEASURES = {
     "colour": "couleurs justes",
     "order": "ordres justes",
     "emoji": "émojis justes",
+    "couleur": "dessins justes, couleur jamais vue",
+    "paire": "dessins justes, paire jamais vue",
+    "relation": "dessins justes, disposition jamais vue",
+    "nombre": "dessins justes, objets comptés jamais vus",
 }
 # Leur perte suit tout le lot (dictionnaire, usage des codes, adversaire) : des tranches donneraient autre chose.
 _WHOLE_BATCH = ("vqvae", "dvae", "vqgan")
@@ -77,7 +82,8 @@ def train(
             "--preset",
             metavar="NOM",
             show_default=_DEFAULTS["preset"],
-            help="« mini » (une minute) ou « reference » (les poids livrés).",
+            help="« mini » (une minute), « reference » (les poids livrés) ; pour un générateur et les scènes, "
+            "« recompense » : il apprend de ses propres dessins, que l'oracle note.",
         ),
     ] = None,
     resume: Annotated[
@@ -347,7 +353,22 @@ def _recipe(training: _Training) -> tuple:
         return recipes.clip_batches(source, tokenizer, network.config.length), measure, notes
     pieces = (tokenizer, vqvae, network.config.text_length)
     notes |= {"vqvae": "vqvae"}
+    if options["preset"] == REWARDED:
+        return *_rewarded(training, recipes.token_batches(source, *pieces)), notes
     return recipes.token_batches(source, *pieces), recipes.measure_dalle(held_out, *pieces), notes
+
+
+def _rewarded(training: _Training, practice: "Batches") -> tuple:
+    """Lots et mesure d'un générateur qui apprend de ses dessins."""
+    from minidalle import rewards
+
+    options, _, network, *pieces = training
+    if options["data"] != "scenes" or "init" not in options:
+        raise MinidalleError(
+            "L'oracle ne sait noter que des scènes, et d'un modèle qui en dessine déjà : "
+            "ajouter --data scenes --init scenes."
+        )
+    return rewards.rewarded_batches(network, *pieces, practice), rewards.measure_drawings(*pieces)
 
 
 def _source(options: dict, split: str) -> "Source":

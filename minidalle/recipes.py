@@ -5,7 +5,7 @@ C'est le seul endroit où données et modèles se rencontrent ; la ligne de comm
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -32,6 +32,20 @@ class Preset:
     training: TrainingConfig
     help: str
 
+
+# De l'imitation à la récompense : les trois quarts d'un lot sont des dessins du modèle (voir `minidalle.rewards`).
+REWARDED_TRAINING = TrainingConfig(
+    steps=800,
+    batch_size=128,
+    learning_rate=5e-4,
+    warmup=20,
+    floor=0.1,
+    ema=0.98,
+    precision="bfloat16",
+    compiled=True,
+    save_every=100,
+    evaluate_every=100,
+)
 
 # Les mêmes réglages pour les deux générateurs ; ceux qui sont livrés n'ont pas duré autant (voir leurs notices).
 DRAWING_TRAINING = TrainingConfig(
@@ -139,7 +153,17 @@ PRESETS = {
         "reference": Preset(
             {"text_length": 20, "text_weight": 0.125},
             DRAWING_TRAINING,
-            "les poids livrés : une bonne heure de deux cœurs récents",
+            "par imitation : une bonne heure de deux cœurs récents",
+        ),
+        "recompense": Preset(
+            {"text_length": 20, "text_weight": 0.125},
+            REWARDED_TRAINING,
+            "les poids livrés : « reference », puis trois quarts d'heure à apprendre de ses propres dessins",
+        ),
+        "emojis": Preset(
+            {"text_length": 12, "text_weight": 0.125, "width": 192},
+            replace(DRAWING_TRAINING, steps=2500, learning_rate=2e-3, save_every=250, evaluate_every=250),
+            "les poids livrés d'« emojis » : vingt minutes d'un cœur récent",
         ),
     },
     "dalle_mini": {
@@ -152,6 +176,11 @@ PRESETS = {
             {"layers": 2, "decoder_layers": 3, "text_length": 20},
             DRAWING_TRAINING,
             "les poids livrés : une bonne heure de deux cœurs récents",
+        ),
+        "recompense": Preset(
+            {"layers": 2, "decoder_layers": 3, "text_length": 20},
+            REWARDED_TRAINING,
+            "« reference », puis trois quarts d'heure à apprendre de ses propres dessins",
         ),
     },
     "clip": {

@@ -11,7 +11,7 @@ import torch
 from command_line import SIDE, english, fail, run, succeed, tiny_model
 from safetensors.torch import load_file
 
-from minidalle import cli_train, processes, recipes
+from minidalle import cli_train, processes, recipes, rewards
 from minidalle.checkpoints import load_model, save_model
 from minidalle.data import openmoji
 from minidalle.data.captioned import CaptionedImages
@@ -60,6 +60,13 @@ def small_recipes(monkeypatch):
     for name, sizes in SIZES.items():
         config = TrainingConfig(steps=4, batch_size=4, warmup=1, log_every=1, save_every=1, evaluate_every=2)
         monkeypatch.setitem(recipes.PRESETS[name], "mini", recipes.Preset(sizes, config, "minuscule"))
+    for name in recipes.GENERATORS:
+        rewarded = TrainingConfig(
+            steps=2, batch_size=32, warmup=1, log_every=1, save_every=1, evaluate_every=2
+        )
+        chosen = recipes.Preset(SIZES[name], rewarded, "minuscule")
+        monkeypatch.setitem(recipes.PRESETS[name], cli_train.REWARDED, chosen)
+    monkeypatch.setattr(rewards, "measure_drawings", partial(rewards.measure_drawings, n=2))
     for name, options in {
         "build_tokenizer": {"captions": 500},
         "measure_images": {"n": 8},
@@ -344,3 +351,16 @@ def test_train_refuses_what_is_impossible(small_recipes, model, args, expected):
 def test_train_refuses_an_impossible_folder(small_recipes):
     Path("fichier").write_bytes(b"")
     assert "un fichier occupe la place d'un dossier" in fail(*VQVAE_ON_SCENES, "--out", "fichier/essai")
+
+
+def test_a_generator_learns_from_its_own_drawings(small_recipes, model):
+    asked = ("train", "dalle", "--size", SIDE, "--preset", "recompense")
+    learned = succeed(*asked, "--data", "scenes", "--init", model, "--out", "essai")
+    assert "Budget : 2 pas, par lots de 32" in learned.stdout
+    assert "dessins justes, paire jamais vue : " in learned.stdout and english(learned.stdout) == set()
+    before, after = (load_model(path)[0].state_dict() for path in (model, "essai"))
+    assert any(not torch.equal(before[key], after[key]) for key in before)
+    succeed("train", "--out", "essai", "--resume", "--steps", 3)
+    succeed("generate", "un carré bleu", "--model", "essai", "-o", "carre.png")
+    for options in (("--data", "openmoji", "--init", model), ("--data", "scenes")):
+        assert "ajouter --data scenes --init scenes" in fail(*asked, *options, "--out", "refus")

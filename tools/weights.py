@@ -6,23 +6,28 @@ Chaque étape reprend où elle s'était arrêtée (dossier runs/) ; une étape f
 import argparse
 import hashlib
 import os
+import shutil
 import sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import nn
 
-from minidalle import recipes
+from minidalle import recipes, rewards
 from minidalle.checkpoints import WEIGHTS, load_model, save_model
 from minidalle.data.sources import Emojis, Mixture, Scenes, Source
+from minidalle.evaluation.requests import CATEGORIES
 from minidalle.files import atomic_write
+from minidalle.generation import pad
 from minidalle.plots import french
 from minidalle.text import Tokenizer
 from minidalle.training import Result, train
 
 RUNS = Path("runs")
+GUIDANCE = "2"  # conseillé : le meilleur de `tools.dessiner`
 SIZE = 64
 DATA = {
     "scenes": "scènes de `minidalle.data.scenes`, part « train », tirées à neuf à chaque pas, 64 × 64 pixels ; "
@@ -36,6 +41,15 @@ DATA["dessins"] = (
     "situés ou non, et des objets tous pareils ; la couleur est toujours dite, sauf pour un quart des scènes, dont "
     "les teintes n'ont pas de nom ; 8 % des légendes sont vides ; les émojis viennent d'OpenMoji (openmoji.org, "
     "CC BY-SA 4.0)"
+)
+DATA["récompense"] = (
+    "pour les trois quarts de chaque lot, ses propres dessins, que l'oracle note (`minidalle.rewards`), sur des "
+    "demandes permises à l'entraînement ; pour un quart, les scènes de `recipes.drawing_source`, qui contiennent des "
+    "émojis d'OpenMoji (openmoji.org, CC BY-SA 4.0)"
+)
+DATA["noms"] = (
+    "les émojis d'OpenMoji (openmoji.org, CC BY-SA 4.0) de la part « train », sous leur nom français ; 8 % des noms "
+    "sont tus"
 )
 DATA["clip"] = (
     "pour moitié des scènes de `minidalle.data.scenes`, pour un quart de ces scènes à un seul objet, toutes tirées à "
@@ -61,18 +75,26 @@ MEASURED["dessins"] = (
 )
 
 
+MEASURED["récompense"] = (
+    "Parts de dessins justes, sans guidage, poids moyens, sur 40 demandes fixes de chaque catégorie, combinaisons "
+    "réservées au test puis (« vu ») permises ; la mesure complète est celle de `python -m tools.dessiner` :"
+)
+MEASURED["noms"] = "Mesures sur les émojis de la part « test » (concepts jamais vus), poids moyens :"
+
 # D'où partent les générateurs, quand ce n'est ni du hasard ni des poids tels quels.
 STARTS = {
-    "scenes": "le premier générateur du livre (étape `scenes-socle`), greffé sur les jetons de `vqvae` "
+    "scenes-imitation": "le premier générateur du livre (étape `scenes-socle`), greffé sur les jetons de `vqvae` "
     "(`recipes.transplant`)",
+    "scenes": "l'étape `scenes-imitation`",
     "scenes-mini": "hasard, sauf les tables de mots et de jetons d'image, reprises de `scenes`",
 }
 
 
 # Ce que la commande ne refait pas tout à fait.
 REMARKS = {
-    "scenes": "appris par un script équivalent, en plusieurs reprises d'un budget de 70 minutes ; le dosage des scènes "
-    "a changé aux pas 1000 et 1800, avant d'être celui de `drawing_source`",
+    "scenes": "appris par des scripts équivalents : 70 minutes d'imitation en plusieurs reprises, où le dosage des "
+    "scènes a changé aux pas 1000 et 1800 avant d'être celui de `drawing_source` ; puis six minutes de récompense à un "
+    "taux de 0,0003, et ce que dit la notice",
     "scenes-mini": "appris par un script équivalent, en deux reprises d'un budget de 37 minutes ; ses tables viennent "
     "de `scenes` pris en cours d'entraînement",
 }
@@ -149,7 +171,7 @@ def measure(data: str) -> Callable[[nn.Module], dict[str, float]]:
 
 
 # Étapes qui ne sont pas livrées : d'autres en partent. Leurs poids restent dans runs/.
-STEPPING_STONES = ("scenes-vqvae", "scenes-socle")
+STEPPING_STONES = ("scenes-vqvae", "scenes-socle", "scenes-imitation")
 
 
 def place(name: str) -> Path:
@@ -185,8 +207,8 @@ def make_first_dalle(name: str) -> bool:
 
 
 def make_generator(name: str) -> bool:
-    """« scenes », un DALL·E greffé sur celui du Socle, et « scenes-mini », un DALL·E mini."""
-    model = {"scenes": "dalle", "scenes-mini": "dalle_mini"}[name]
+    """« scenes-imitation », un DALL·E greffé sur celui du Socle, et « scenes-mini », un DALL·E mini."""
+    model = {"scenes-imitation": "dalle", "scenes-mini": "dalle_mini"}[name]
     preset = recipes.preset(model, "reference")
     same_eyes(name, place("vqvae"))
     vqvae, _ = load_model(place("vqvae"), "vqvae")
@@ -198,14 +220,61 @@ def make_generator(name: str) -> bool:
     else:
         recipes.lend_tables(load_model(place("scenes"), "dalle")[0], network)
     length = network.config.text_length
-    source = recipes.drawing_source(SIZE)
-    batches = recipes.token_batches(source, tokenizer, vqvae, length, caption_dropout=0.08)
+    batches = practice(tokenizer, vqvae, length)
     fresh = recipes.drawing_source(SIZE, tinted=0.0)
     measure = recipes.measure_dalle(fresh, tokenizer, vqvae, length, n=256)
     result = fit(name, network, batches, preset, measure)
     if result.finished:
-        notes = {"tokenizer": tokenizer.to_json(), "vqvae": "vqvae", "guidance": "2"}
+        notes = {"tokenizer": tokenizer.to_json(), "vqvae": "vqvae", "guidance": GUIDANCE}
         finish(name, network, result, preset, notes, "dessins", packed=True)
+        if name in STEPPING_STONES:  # pour qu'il dessine, de là où il est
+            shutil.copy(place("vqvae"), place(name).with_name("vqvae.safetensors"))
+    return result.finished
+
+
+def practice(tokenizer: Tokenizer, vqvae: nn.Module, length: int) -> recipes.Batches:
+    """Les scènes dont apprennent les générateurs."""
+    return recipes.token_batches(recipes.drawing_source(SIZE), tokenizer, vqvae, length, caption_dropout=0.08)
+
+
+def make_rewarded(name: str) -> bool:
+    """« scenes » : l'étape d'imitation, puis ses propres dessins."""
+    preset = recipes.preset("dalle", "recompense")
+    same_eyes(name, place("vqvae"))
+    vqvae, _ = load_model(place("vqvae"), "vqvae")
+    network, before = load_model(place("scenes-imitation"), "dalle")
+    tokenizer = Tokenizer.from_json(before["tokenizer"])
+    length = network.config.text_length
+    batches = rewards.rewarded_batches(network, tokenizer, vqvae, practice(tokenizer, vqvae, length))
+    result = fit(name, network, batches, preset, rewards.measure_drawings(tokenizer, vqvae))
+    if result.finished:
+        notes = {"tokenizer": tokenizer.to_json(), "vqvae": "vqvae", "guidance": GUIDANCE}
+        finish(name, network, result, preset, notes, "récompense", packed=True, before=before["minutes"])
+    return result.finished
+
+
+def make_names(name: str) -> bool:
+    """« emojis » : un petit DALL·E qui dessine un émoji d'après son nom, toujours les mêmes images."""
+    preset = recipes.preset("dalle", "emojis")
+    same_eyes(name, place("vqvae"))
+    vqvae, _ = load_model(place("vqvae"), "vqvae")
+    known, unknown = Emojis("train", SIZE), Emojis("test", SIZE)
+    tokenizer = recipes.build_tokenizer(known, vocabulary=1024)
+    network = recipes.build_generator("dalle", preset.model, tokenizer, vqvae, SIZE)
+    length = network.config.text_length
+    images = recipes.encode(vqvae, known.images)  # une fois pour toutes : ces images ne bougent pas
+    texts = pad([tokenizer.encode(text, length).ids for text in known.names], length)
+
+    def batches(rng: np.random.Generator, n: int) -> tuple[torch.Tensor, torch.Tensor]:
+        picks = torch.from_numpy(rng.integers(len(images), size=n))
+        told = torch.from_numpy(rng.random(n) >= 0.08)
+        return texts[picks] * told[:, None], images[picks]
+
+    measure = recipes.measure_dalle(unknown, tokenizer, vqvae, length, n=192)
+    result = fit(name, network, batches, preset, measure)
+    if result.finished:
+        notes = {"tokenizer": tokenizer.to_json(), "vqvae": "vqvae"}
+        finish(name, network, result, preset, notes, "noms", packed=True)
     return result.finished
 
 
@@ -236,7 +305,8 @@ def make_clip(name: str) -> bool:
 
 STAGES = (
     dict.fromkeys(AUTOENCODERS, make_autoencoder)
-    | {"scenes-socle": make_first_dalle, "scenes": make_generator, "scenes-mini": make_generator}
+    | {"scenes-socle": make_first_dalle, "scenes-imitation": make_generator, "scenes": make_rewarded}
+    | {"scenes-mini": make_generator, "emojis": make_names}
     | {"clip": make_clip, "clip-ordre": make_clip}
 )
 
@@ -257,10 +327,12 @@ def finish(
     init: str | None = None,
     *,
     packed: bool = False,
+    before: str | None = None,
 ) -> None:
-    """Écrit les poids et leur notice."""
+    """Écrit les poids et leur notice ; `before` est la durée de l'étape d'où l'on part, si elle n'est pas livrée."""
     path = place(name)
     minutes = french(result.history[-1]["seconds"] / 60, 2)
+    minutes = f"{before} + {minutes}" if before else minutes
     save_model(path, model, half=True, packed=packed, minutes=minutes, **notes)
     with atomic_write(path.with_suffix(".md"), "w") as file:
         file.write(card(name, model, result, preset, path, data, init))
@@ -289,7 +361,7 @@ def card(
     training = asdict(preset.training)
     settings = {k: v for k, v in training.items() if v is not None and k not in ("steps", "seed")}
     kind = type(model).__name__
-    packed = data == "dessins"
+    packed = data in ("dessins", "récompense", "noms")
     storage = "matrices sur 8 bits, le reste sur 16" if packed else "flottants sur 16 bits"
     lines = [
         f"# {name}",
@@ -327,8 +399,8 @@ def card(
         "colour": "couleur",
         "order": "ordre",
         "emoji": "émoji (sur 195)",
-    }
-    rows = [row for row in result.history if {"psnr", "delta", "recall"} & row.keys()]
+    } | {f"{c}{seen}": f"{c}{' (vu)' if seen else ''}" for c in CATEGORIES for seen in ("", "_vu")}
+    rows = [row for row in result.history if {"psnr", "delta", "recall", "couleur"} & row.keys()]
     columns = [column for column in names if column in rows[-1]]
     lines += ["| " + " | ".join(names[c] for c in columns) + " |", "|" + "---:|" * len(columns)]
     lines += [

@@ -69,6 +69,18 @@ class DALLEConfig:
         return self.grid[0] * self.grid[1]
 
 
+def image_nats(logits: Tensor, image: Tensor) -> Tensor:
+    """Surprise de chaque image, −ln p, en nats → (B,), d'après les logits (B, N, K) de ses N jetons."""
+    by_token = F.cross_entropy(logits.flatten(0, 1).float(), image.flatten(), reduction="none")
+    return by_token.view(len(image), -1).sum(1)
+
+
+def weighted_nats(logits: Tensor, image: Tensor, weight: Tensor | None) -> Tensor:
+    """Surprise moyenne par jeton, chaque image comptant pour `weight` (B,), ou toutes pour 1."""
+    nats = image_nats(logits, image) / logits.shape[1]
+    return nats.mean() if weight is None else (weight * nats).mean()
+
+
 class DALLE(nn.Module):
     """Loi de chaque jeton d'image sachant la légende et les jetons précédents."""
 
@@ -115,27 +127,29 @@ class DALLE(nn.Module):
             )
         return self.head(self._stream(text, image)[:, self.config.text_length :])
 
-    def loss(self, text: Tensor, image: Tensor) -> dict[str, Tensor]:
+    def loss(self, text: Tensor, image: Tensor, weight: Tensor | None = None) -> dict[str, Tensor]:
         """Entropies croisées moyennes, en nats par jeton : « image », et « loss », où le texte a sa part.
 
         Le premier mot n'est pas prédit, faute de rien à lire avant lui ; le remplissage non plus.
+
+        Args:
+            text, image: voir `forward`.
+            weight: (B,), ce que vaut chaque image ; 1 sans cela. Négatif, il l'écarte (voir `minidalle.rewards`).
         """
-        x, weight = self._stream(text, image.flatten(1)), self.config.text_weight
+        x, share = self._stream(text, image.flatten(1)), self.config.text_weight
         written, drawn = x.split([self.config.text_length, self.config.image_length], dim=1)
-        losses = {"image": F.cross_entropy(self.head(drawn).flatten(0, 1).float(), image.flatten())}
-        if not weight:
+        losses = {"image": weighted_nats(self.head(drawn), image, weight)}
+        if not share:
             return losses | {"loss": losses["image"]}
         logits, words = self.text_head(written[:, :-1]).flatten(0, 1).float(), text[:, 1:].flatten()
         # Un lot sans un mot à prédire donne 0, et non 0/0.
         count = average((words != 0).sum()).clamp(1e-3)
         text_loss = F.cross_entropy(logits, words, ignore_index=0, reduction="sum") / count
-        return losses | {"text": text_loss, "loss": weight * text_loss + (1 - weight) * losses["image"]}
+        return losses | {"text": text_loss, "loss": share * text_loss + (1 - share) * losses["image"]}
 
     def nats(self, text: Tensor, image: Tensor) -> Tensor:
         """−ln p(image | texte) de chaque couple, en nats par image → (B,)."""
-        logits = self(text, image).flatten(0, 1).float()
-        by_token = F.cross_entropy(logits, image.flatten(), reduction="none")
-        return by_token.view(len(image), -1).sum(1)
+        return image_nats(self(text, image), image)
 
     def _stream(self, text: Tensor, image: Tensor) -> Tensor:
         """Sortie du décodeur pour toute la suite : (B, text_length + N, d)."""

@@ -21,6 +21,7 @@ from minidalle.models.attention import (
     check_image_positions,
     padding_mask,
 )
+from minidalle.models.dalle import image_nats, weighted_nats
 from minidalle.models.linear import Linear, linear
 from minidalle.models.one_step import attend_one
 from minidalle.models.transformer import DecoderState
@@ -227,15 +228,13 @@ class DALLEMini(nn.Module):
             x = block(x, memory, mask)
         return self.head(self.decoder_norm(x))
 
-    def loss(self, text: Tensor, image: Tensor) -> dict[str, Tensor]:
-        """Entropie croisée moyenne, en nats par jeton d'image."""
-        return {"loss": self.nats(text, image).mean() / self.config.image_length}
+    def loss(self, text: Tensor, image: Tensor, weight: Tensor | None = None) -> dict[str, Tensor]:
+        """Entropie croisée moyenne, en nats par jeton d'image ; `weight` (B,) dit ce que vaut chaque image."""
+        return {"loss": weighted_nats(self(text, image), image, weight)}
 
     def nats(self, text: Tensor, image: Tensor) -> Tensor:
         """−ln p(image | texte) de chaque couple, en nats par image → (B,)."""
-        logits = self(text, image).flatten(0, 1).float()
-        by_token = F.cross_entropy(logits, image.flatten(), reduction="none")
-        return by_token.view(len(image), -1).sum(1)
+        return image_nats(self(text, image), image)
 
     def encode(self, text: Tensor) -> Tensor:
         """Texte (B, S), S = text_length → vecteurs (B, S, d) ; ceux du remplissage ne servent à personne."""

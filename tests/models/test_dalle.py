@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from minidalle.errors import MinidalleError
 from minidalle.models.dalle import DALLE, DALLEConfig
+from minidalle.models.dalle_mini import DALLEMini, DALLEMiniConfig
 from minidalle.models.sparse_attention import stream_mask
 from minidalle.sampling import greedy
 
@@ -216,3 +217,23 @@ def test_it_memorises_eight_pairs_and_draws_them_again():
         optimizer.step()
     assert losses["image"] < 0.01
     assert torch.equal(greedy(model.eval(), text, length=9), image)
+
+
+@pytest.mark.parametrize("cls, config", [(DALLE, DALLEConfig), (DALLEMini, DALLEMiniConfig)])
+def test_a_weight_scales_the_gradient_of_its_image(cls, config):
+    sizes = {"text_vocabulary": 11, "image_vocabulary": 13, "text_length": 5, "grid": (2, 3)}
+    start = {"start": 13} if cls is DALLEMini else {}
+    model, (text, image) = cls(config(**sizes, **start, width=8, layers=1, heads=2)).eval(), pair(3)
+    weight = torch.tensor([2.0, -1.0, 0.0])
+
+    def gradient(loss):
+        model.zero_grad()
+        loss.backward()
+        return model.head.weight.grad.clone()
+
+    whole = gradient(model.loss(text, image, weight)["loss"])
+    alone = [gradient(model.nats(text[i : i + 1], image[i : i + 1]).sum()) for i in range(3)]
+    expected = sum(w * g for w, g in zip(weight, alone, strict=True)) / (3 * 6)
+    assert torch.allclose(whole, expected, atol=1e-6)
+    same = [float(model.loss(text, image, w)["loss"].detach()) for w in (None, torch.ones(3))]
+    assert same[0] == pytest.approx(same[1])
