@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from minidalle import cli_study
 from minidalle.files import atomic_write
 from minidalle.typer_fr import (
     BAD_IMAGES_HELP,
@@ -31,7 +32,10 @@ app = typer.Typer(**PLAIN)
 
 @app.callback(epilog="Exemple : minidalle evaluate ratings notes.csv --out etude")
 def _evaluate() -> None:
-    """Mesurer : notes humaines, accord des juges, images et légendes vues par CLIP."""
+    """Mesurer : ce qu'un modèle comprend, notes humaines, accord des juges, images et légendes vues par CLIP."""
+
+
+app.command(cls=Command, epilog=cli_study.EPILOG)(cli_study.study)
 
 
 # --- ratings --------------------------------------------------------------------------------------

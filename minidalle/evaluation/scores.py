@@ -1,10 +1,11 @@
-"""Notes données à des images : seules, face à une copie, ou face à des textes.
+"""Notes données à des images : seules, face à une copie, face à des textes, ou jugées plusieurs par demande.
 
 Les notes d'images et de textes ne connaissent aucun modèle, seulement des vecteurs d'un même espace, ceux de CLIP
 par exemple, d'une longueur quelconque : seul leur cosinus compte.
 """
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
@@ -170,6 +171,53 @@ def zero_shot(images: np.ndarray, prompts: np.ndarray) -> np.ndarray:
     """
     prompts = unit(prompts)
     return cosines(images, prompts if prompts.ndim == 2 else prompts.mean(0))
+
+
+# --- relations ------------------------------------------------------------------------------------
+
+
+class Visor(NamedTuple):
+    """Les nombres de VISOR (Gokhale et coll., 2022), de 0 à 1.
+
+    Attributes:
+        objects: part des images où sont les deux objets (« OA »).
+        unconditional: part des images où, de plus, la relation est juste.
+        conditional: la même, parmi les images où sont les deux objets ; None s'il n'y en a aucune.
+        at_least: pour k de 1 à K, part des demandes dont au moins k images sur K sont justes.
+    """
+
+    objects: float
+    unconditional: float
+    conditional: float | None
+    at_least: tuple[float, ...]
+
+
+def visor(present: np.ndarray, right: np.ndarray) -> Visor:
+    """Ce que valent K images de chacune de N demandes de relation.
+
+    Le hasard n'y est pas de 1/2 : le mesurer en jugeant les mêmes images par la relation inverse.
+
+    Args:
+        present: les deux objets sont là, (N, K), booléens.
+        right: la relation est juste, (N, K), booléens ; elle ne compte que si les objets sont là.
+
+    Raises:
+        MinidalleError: formes différentes, ou aucune image.
+    """
+    present, right = np.asarray(present, bool), np.asarray(right, bool)
+    if present.shape != right.shape or present.ndim != 2 or not present.size:
+        raise MinidalleError(
+            f"VISOR veut deux tables de mêmes demandes et images, pas {present.shape} et {right.shape}."
+        )
+    right = right & present
+    found, fine = int(present.sum()), int(right.sum())
+    counts = right.sum(1)
+    return Visor(
+        found / present.size,
+        fine / present.size,
+        fine / found if found else None,
+        tuple(float((counts >= k).mean()) for k in range(1, present.shape[1] + 1)),
+    )
 
 
 def unit(vectors: np.ndarray) -> np.ndarray:

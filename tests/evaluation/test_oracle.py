@@ -1,6 +1,7 @@
 """Relecture des scènes."""
 
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -61,7 +62,7 @@ def same(a, b):
 
 
 def test_free_reading_finds_every_scene_from_its_picture_alone():
-    scenes = sample_scenes(np.random.default_rng(2), 400, None)
+    scenes = sample_scenes(np.random.default_rng(2), 1000, None)
     readings = read([render(s) for s in scenes])
     assert np.mean([same(r.objects, s.objects) for r, s in zip(readings, scenes, strict=True)]) >= 0.995
     assert all(r.background == s.background for r, s in zip(readings, scenes, strict=True))
@@ -93,6 +94,40 @@ def test_the_mirror_turns_left_into_right_and_nothing_else(seed):
     assert same(straight.objects, scene.objects) and same(turned.objects, moved)
     if place in ("gauche", "droite"):
         assert relation(*moved) == INVERSE[place]
+
+
+def test_a_flipped_picture_is_read_flipped():
+    """L'image retournée pixel à pixel, et non la scène : les objets changent de côté et gardent leur nom."""
+    scenes = sample_scenes(np.random.default_rng(5), 300, None, count=2)
+    pictures = [render(s) for s in scenes]
+    turned = right = swapped = 0
+    for s, r in zip(scenes, read([p[:, ::-1] for p in pictures]), strict=True):
+        a, b = s.objects
+        seen = [[p for p in r.objects if (p.kind, p.colour) == (o.kind, o.colour)] for o in (a, b)]
+        if (a.kind, a.colour) == (b.kind, b.colour) or not all(seen) or not (place := relation(a, b)):
+            continue
+        turned += 1
+        sideways = place in ("gauche", "droite")
+        right += relation(seen[0][0], seen[1][0]) == (INVERSE[place] if sideways else place)
+        swapped += sideways
+        assert abs(seen[0][0].x - (1 - a.x)) < 1e-9 and seen[0][0].y == a.y
+    # Bien des émojis, retournés, ne sont plus les mêmes ; les formes le restent.
+    assert right == turned > 80 and swapped > 30
+
+
+def test_repainting_one_object_changes_its_colour_alone():
+    rng = np.random.default_rng(6)
+    for scene in sample_scenes(rng, 60, None, count=3):
+        i = next((i for i, o in enumerate(scene.objects) if o.colour and o.texture == "uni"), None)
+        if i is None:
+            continue
+        painted = list(scene.objects)
+        colours = [c for c in COLOURS if c != painted[i].colour]
+        painted[i] = replace(painted[i], colour=colours[rng.integers(len(colours))])
+        tints = [COLOURS[o.colour] if k == i else None for k, o in enumerate(painted)]
+        # La scène d'avant, dont un seul objet est peint d'une autre teinte.
+        (reading,) = read([render(scene, tints=tints)])
+        assert same(reading.objects, painted)
 
 
 @settings(max_examples=25, deadline=None)

@@ -17,6 +17,7 @@ from minidalle.evaluation.scores import (
     recall_at_k,
     recall_by_chance,
     ssim,
+    visor,
     zero_shot,
 )
 
@@ -162,3 +163,37 @@ def test_ensembling_averages_directions_not_lengths():
     long = 100 * directions(40, 90)
     prompts = np.stack([directions(0, 90), long])
     assert zero_shot(directions(20), prompts)[0] == pytest.approx([1, np.cos(np.deg2rad(70))])
+
+
+# --- relations
+
+
+def test_visor_is_that_of_its_definition():
+    present = [[1, 1, 1, 1], [1, 0, 0, 1], [0, 0, 0, 0]]
+    right = [[1, 1, 1, 0], [1, 0, 0, 1], [0, 1, 0, 0]]  # juste sans les objets : ne compte pas
+    found = visor(present, right)
+    assert found.objects == pytest.approx(6 / 12) and found.unconditional == pytest.approx(5 / 12)
+    assert found.conditional == pytest.approx(5 / 6) == pytest.approx(found.unconditional / found.objects)
+    assert found.at_least == pytest.approx((2 / 3, 2 / 3, 1 / 3, 0))
+
+
+def test_visor_without_any_object_has_no_conditional():
+    assert visor(np.zeros((3, 2)), np.zeros((3, 2))) == (0, 0, None, (0, 0))
+
+
+@given(st.integers(0, 10**6), st.integers(1, 5))
+def test_visor_falls_with_k_and_its_mean_is_the_unconditional(seed, k):
+    rng = np.random.default_rng(seed)
+    present = rng.random((20, k)) < 0.7
+    found = visor(present, present & (rng.random((20, k)) < 0.5))
+    assert list(found.at_least) == sorted(found.at_least, reverse=True)
+    assert np.mean(found.at_least) == pytest.approx(found.unconditional)
+    assert found.unconditional <= found.objects
+
+
+@pytest.mark.parametrize(
+    ("present", "right"), [([[1]], [[1, 0]]), ([1, 0], [1, 0]), (np.zeros((0, 4)), np.zeros((0, 4)))]
+)
+def test_visor_wants_two_tables(present, right):
+    with pytest.raises(MinidalleError, match="mêmes demandes"):
+        visor(present, right)
