@@ -33,9 +33,9 @@ class Preset:
     help: str
 
 
-# De l'imitation à la récompense : les trois quarts d'un lot sont des dessins du modèle (voir `minidalle.rewards`).
+# De l'imitation à la récompense : la moitié d'un lot est faite de dessins du modèle (voir `minidalle.rewards`).
 REWARDED_TRAINING = TrainingConfig(
-    steps=800,
+    steps=1700,
     batch_size=128,
     learning_rate=5e-4,
     warmup=20,
@@ -158,12 +158,12 @@ PRESETS = {
         "recompense": Preset(
             {"text_length": 20, "text_weight": 0.125},
             REWARDED_TRAINING,
-            "les poids livrés : « reference », puis trois quarts d'heure à apprendre de ses propres dessins",
+            "les poids livrés : « reference », puis une heure et demie à apprendre de ses propres dessins",
         ),
         "emojis": Preset(
             {"text_length": 12, "text_weight": 0.125, "width": 192},
-            replace(DRAWING_TRAINING, steps=2500, learning_rate=2e-3, save_every=250, evaluate_every=250),
-            "les poids livrés d'« emojis » : vingt minutes d'un cœur récent",
+            replace(DRAWING_TRAINING, steps=1200, learning_rate=2e-3, evaluate_every=300),
+            "les poids livrés d’« emojis » : un quart d’heure de deux cœurs récents",
         ),
     },
     "dalle_mini": {
@@ -180,7 +180,7 @@ PRESETS = {
         "recompense": Preset(
             {"layers": 2, "decoder_layers": 3, "text_length": 20},
             REWARDED_TRAINING,
-            "« reference », puis trois quarts d'heure à apprendre de ses propres dessins",
+            "« reference », puis une heure et demie à apprendre de ses propres dessins",
         ),
     },
     "clip": {

@@ -21,10 +21,10 @@ from minidalle.text import Tokenizer
 from minidalle.training import Batches, Metrics
 
 # Ce qu'on demande le plus est ce qui réussit le moins.
-CHANCES = {"couleur": 2, "paire": 6, "relation": 1, "nombre": 3}
+CHANCES = {"couleur": 1, "paire": 4, "relation": 1, "nombre": 2}
 GROUP = 8  # dessins d'une même demande
-IMITATION = 0.25  # part du lot faite de vraies images
-WORTH = 1.5  # ce qu'y vaut une vraie image
+IMITATION = 0.5  # part du lot faite de vraies images
+WORTH = 1.0  # ce qu'y vaut une vraie image
 _CALM = 0.1  # un groupe presque unanime ne crie pas
 
 

@@ -67,11 +67,11 @@ def test_batches_hold_own_drawings_then_real_images(painter, monkeypatch):
     model.train()
     text, image, weight = batches(np.random.default_rng(0), 32)
     assert text.shape == (32, length) and image.shape == (32, model.config.image_length)
-    assert len(seen) == 24 and model.training
-    own = text[:24].view(6, 4, length)
+    assert len(seen) == 16 and model.training
+    own = text[:16].view(4, 4, length)
     assert (own == own[:, :1]).all(), "les dessins d'un groupe répondent à la même demande"
-    assert torch.allclose(weight[:24].view(6, 4).sum(1), torch.zeros(6), atol=1e-5)
-    assert (weight[24:] == rewards.WORTH).all()
+    assert torch.allclose(weight[:16].view(4, 4).sum(1), torch.zeros(4), atol=1e-5)
+    assert (weight[16:] == rewards.WORTH).all()
     # Rien de réservé n'est demandé.
     for request in seen:
         assert not request.held_out and request.category in CATEGORIES
@@ -81,7 +81,7 @@ def test_batches_hold_own_drawings_then_real_images(painter, monkeypatch):
     # Les dessins sont ceux du modèle tel qu'il est : changé, il en fait d'autres.
     with torch.no_grad():
         model.head.weight.mul_(-1)
-    assert not torch.equal(batches(np.random.default_rng(0), 32)[1][:24], image[:24])
+    assert not torch.equal(batches(np.random.default_rng(0), 32)[1][:16], image[:16])
     model.head.weight.data.mul_(-1)
     model.eval()
     model.loss(text, image, weight)["loss"].backward()

@@ -24,10 +24,10 @@ from minidalle.files import atomic_write
 from minidalle.generation import pad
 from minidalle.plots import french
 from minidalle.text import Tokenizer
-from minidalle.training import Result, train
+from minidalle.training import Batches, Result, train
 
 RUNS = Path("runs")
-GUIDANCE = "2"  # conseillé : le meilleur de `tools.dessiner`
+GUIDANCE = "1.5"  # conseillé : le meilleur de `tools.dessiner`
 SIZE = 64
 DATA = {
     "scenes": "scènes de `minidalle.data.scenes`, part « train », tirées à neuf à chaque pas, 64 × 64 pixels ; "
@@ -43,9 +43,9 @@ DATA["dessins"] = (
     "CC BY-SA 4.0)"
 )
 DATA["récompense"] = (
-    "pour les trois quarts de chaque lot, ses propres dessins, que l'oracle note (`minidalle.rewards`), sur des "
-    "demandes permises à l'entraînement ; pour un quart, les scènes de `recipes.drawing_source`, qui contiennent des "
-    "émojis d'OpenMoji (openmoji.org, CC BY-SA 4.0)"
+    "pour moitié, ses propres dessins, que l'oracle note (`minidalle.rewards`), sur des demandes permises à "
+    "l'entraînement ; pour moitié, les scènes de `recipes.drawing_source`, dont les trois cinquièmes aux teintes sans "
+    "nom, et qui contiennent des émojis d'OpenMoji (openmoji.org, CC BY-SA 4.0)"
 )
 DATA["noms"] = (
     "les émojis d'OpenMoji (openmoji.org, CC BY-SA 4.0) de la part « train », sous leur nom français ; 8 % des noms "
@@ -93,8 +93,10 @@ STARTS = {
 # Ce que la commande ne refait pas tout à fait.
 REMARKS = {
     "scenes": "appris par des scripts équivalents : 70 minutes d'imitation en plusieurs reprises, où le dosage des "
-    "scènes a changé aux pas 1000 et 1800 avant d'être celui de `drawing_source` ; puis six minutes de récompense à un "
-    "taux de 0,0003, et ce que dit la notice",
+    "scènes a changé aux pas 1000 et 1800 avant d'être celui de `drawing_source` ; puis la récompense en quatre "
+    "reprises, d'optimiseur neuf : 104 pas au taux 0,0003 et 804 pas au taux 0,0005, où un quart du lot est de vraies "
+    "scènes, un quart d'entre elles teintées ; 499 pas à 0,0005 et 317 pas à 0,0004, où c'en est la moitié, trois puis "
+    "quatre cinquièmes teintées. La dernière mesure du tableau est celle des poids livrés",
     "scenes-mini": "appris par un script équivalent, en deux reprises d'un budget de 37 minutes ; ses tables viennent "
     "de `scenes` pris en cours d'entraînement",
 }
@@ -220,7 +222,7 @@ def make_generator(name: str) -> bool:
     else:
         recipes.lend_tables(load_model(place("scenes"), "dalle")[0], network)
     length = network.config.text_length
-    batches = practice(tokenizer, vqvae, length)
+    batches = practice(tokenizer, vqvae, length, tinted=0.25)
     fresh = recipes.drawing_source(SIZE, tinted=0.0)
     measure = recipes.measure_dalle(fresh, tokenizer, vqvae, length, n=256)
     result = fit(name, network, batches, preset, measure)
@@ -232,9 +234,10 @@ def make_generator(name: str) -> bool:
     return result.finished
 
 
-def practice(tokenizer: Tokenizer, vqvae: nn.Module, length: int) -> recipes.Batches:
-    """Les scènes dont apprennent les générateurs."""
-    return recipes.token_batches(recipes.drawing_source(SIZE), tokenizer, vqvae, length, caption_dropout=0.08)
+def practice(tokenizer: Tokenizer, vqvae: nn.Module, length: int, tinted: float) -> Batches:
+    """Les scènes dont apprennent les générateurs ; `tinted` est la part de teintes sans nom."""
+    drawn = recipes.drawing_source(SIZE, tinted=tinted)
+    return recipes.token_batches(drawn, tokenizer, vqvae, length, caption_dropout=0.08)
 
 
 def make_rewarded(name: str) -> bool:
@@ -245,7 +248,8 @@ def make_rewarded(name: str) -> bool:
     network, before = load_model(place("scenes-imitation"), "dalle")
     tokenizer = Tokenizer.from_json(before["tokenizer"])
     length = network.config.text_length
-    batches = rewards.rewarded_batches(network, tokenizer, vqvae, practice(tokenizer, vqvae, length))
+    real = practice(tokenizer, vqvae, length, tinted=0.6)
+    batches = rewards.rewarded_batches(network, tokenizer, vqvae, real)
     result = fit(name, network, batches, preset, rewards.measure_drawings(tokenizer, vqvae))
     if result.finished:
         notes = {"tokenizer": tokenizer.to_json(), "vqvae": "vqvae", "guidance": GUIDANCE}
