@@ -72,8 +72,22 @@ def test_what_the_generators_draw_was_measured_on_the_packaged_weights(name):
             assert 0 <= counts["exact"] <= counts["right"] <= counts["objects"] <= counts["n"] >= 500
         best = drawn["best_of"][name][category]
         assert best["first"] <= best["n"] and best["best"] <= best["n"]
-    curve = [row for row in drawn["curves"][name] if "delta" in row]
+    imitated = drawn["curves"].get(f"{name}-imitation", drawn["curves"][name])
+    curve = [row for row in imitated if "delta" in row]
     assert curve[-1]["test_loss"] < curve[0]["test_loss"] and curve[-1]["delta"] > curve[0]["delta"] > 0
+
+
+def test_rewards_taught_pairs():
+    """La récompense : une courbe complète, et des paires mieux dessinées qu'avant elle, réservées comprises."""
+    drawn = stored("dessiner")
+    path = [row for row in drawn["curves"]["scenes"] if "paire" in row]
+    assert [row["step"] for row in path] == sorted({row["step"] for row in path})
+    assert all(0 <= row[f"{c}{seen}"] <= 1 for row in path for c in CATEGORIES for seen in ("", "_vu"))
+    for group in ("seen", "held_out"):
+        before, after = (drawn["models"][name]["paire"][group] for name in ("scenes-imitation", "scenes"))
+        assert after["right"] / after["n"] > before["right"] / before["n"]
+    for notes in drawn["others"].values():
+        assert all(n["clip"] <= n["n"] and 0 <= n["apart"] <= 1 for n in notes.values())
 
 
 def test_a_slice_of_the_stored_drawings_is_drawn_again():
