@@ -34,7 +34,7 @@ from tools.dose_monde import VALUES, World
 from tools.dose_ordre import FullWorld
 
 ROOT = Path(__file__).parents[1]
-RESULT, SOCKETS = ROOT / "minidalle" / "results" / "dose.json", ROOT / "runs" / "dose"
+RESULT, RUNS = ROOT / "minidalle" / "results" / "dose.json", ROOT / "runs" / "dose"
 EYE = "vqvae"
 TRAINING = {"batch_size": 32, "learning_rate": 5e-3, "warmup": 30, "precision": "bfloat16"}
 WIDTH = 64
@@ -333,8 +333,8 @@ def main() -> int:
     parser.add_argument("--out", type=Path, help="fichier des résultats (minidalle/results/dose.json)")
     options = parser.parse_args()
     budget = QUICK if options.quick else Budget()
-    out = options.out or (SOCKETS / "essai.json" if options.quick else RESULT)
-    folder = SOCKETS / ("essai" if options.quick else "socles")
+    out = options.out or (RUNS / "essai.json" if options.quick else RESULT)
+    folder = RUNS / ("essai" if options.quick else "socles")
     eye, _ = load_model(EYE)
     if options.seeds:
         budget = replace(budget, seeds=tuple(options.seeds))
