@@ -55,6 +55,22 @@ Zoom = Annotated[
         "--zoom", metavar="ENTIER", callback=few, help="Agrandissement : pixels par pixel du modèle."
     ),
 ]
+Temperature = Annotated[
+    float, typer.Option("--temperature", metavar="T", help="Moins de 1 : plus sage ; plus de 1 : plus varié.")
+]
+TopP = Annotated[
+    float | None,
+    typer.Option("--top-p", metavar="P", help="Ne tirer que dans le noyau de probabilité P."),
+]
+Guidance = Annotated[
+    float | None,
+    typer.Option(
+        "--guidance",
+        metavar="S",
+        show_default="celui que conseillent les poids",
+        help="Guidage : plus de 1, plus fidèle et moins varié, deux fois plus long ; 0, sans la description.",
+    ),
+]
 Output = Annotated[str | None, typer.Option("-o", "--output", metavar="FICHIER.png", help="Image à écrire.")]
 
 # --- noms -----------------------------------------------------------------------------------------

@@ -10,8 +10,11 @@ from typing import TYPE_CHECKING, Annotated, NamedTuple
 import typer
 
 from minidalle.cli_common import (
+    Guidance,
     Number,
     Seed,
+    Temperature,
+    TopP,
     Zoom,
     enlarge,
     few,
@@ -63,27 +66,13 @@ def generate(
         str,
         typer.Option("--model", metavar="CHEMIN|NOM", help="Poids : un fichier, un dossier, un nom livré."),
     ] = "scenes",
-    temperature: Annotated[
-        float,
-        typer.Option("--temperature", metavar="T", help="Moins de 1 : plus sage ; plus de 1 : plus varié."),
-    ] = 1.0,
+    temperature: Temperature = 1.0,
     top_k: Annotated[
         int | None,
         typer.Option("--top-k", metavar="K", help="Ne tirer que parmi les K jetons les plus probables."),
     ] = None,
-    top_p: Annotated[
-        float | None,
-        typer.Option("--top-p", metavar="P", help="Ne tirer que dans le noyau de probabilité P."),
-    ] = None,
-    guidance: Annotated[
-        float | None,
-        typer.Option(
-            "--guidance",
-            metavar="S",
-            show_default="celui que conseillent les poids",
-            help="Guidage : plus de 1, plus fidèle et moins varié, deux fois plus long ; 0, sans la description.",
-        ),
-    ] = None,
+    top_p: TopP = None,
+    guidance: Guidance = None,
     rerank: Annotated[
         int | None,
         typer.Option(

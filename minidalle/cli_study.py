@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from minidalle import __version__
-from minidalle.cli_common import model_name
+from minidalle.cli_common import Guidance, Temperature, TopP, model_name
 from minidalle.errors import MinidalleError
 from minidalle.typer_fr import natural, number, progress_bar, quoted
 
@@ -85,22 +85,9 @@ def study(
             help="Dessins par demande qui situe (relation, ordre) ; un pour les autres.",
         ),
     ] = 4,
-    guidance: Annotated[
-        float | None,
-        typer.Option(
-            "--guidance",
-            metavar="S",
-            show_default="celui que conseillent les poids",
-            help="Guidage : voir « minidalle generate --help ».",
-        ),
-    ] = None,
-    temperature: Annotated[
-        float, typer.Option("--temperature", metavar="T", help="Température du tirage.")
-    ] = 1.0,
-    top_p: Annotated[
-        float | None,
-        typer.Option("--top-p", metavar="P", help="Ne tirer que dans le noyau de probabilité P."),
-    ] = None,
+    guidance: Guidance = None,
+    temperature: Temperature = 1.0,
+    top_p: TopP = None,
     list_: Annotated[
         bool, typer.Option("--list", help="Dire les demandes, une par ligne, et ne rien dessiner.")
     ] = False,

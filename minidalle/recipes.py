@@ -33,20 +33,6 @@ class Preset:
     help: str
 
 
-# De l'imitation à la récompense : la moitié d'un lot est faite de dessins du modèle (voir `minidalle.rewards`).
-REWARDED_TRAINING = TrainingConfig(
-    steps=1700,
-    batch_size=128,
-    learning_rate=5e-4,
-    warmup=20,
-    floor=0.1,
-    ema=0.98,
-    precision="bfloat16",
-    compiled=True,
-    save_every=100,
-    evaluate_every=100,
-)
-
 # Les mêmes réglages pour les deux générateurs ; ceux qui sont livrés n'ont pas duré autant (voir leurs notices).
 DRAWING_TRAINING = TrainingConfig(
     steps=3900,
@@ -58,6 +44,19 @@ DRAWING_TRAINING = TrainingConfig(
     compiled=True,
     save_every=200,
     evaluate_every=200,
+)
+
+# De l'imitation à la récompense : la moitié d'un lot est faite de dessins du modèle (voir `minidalle.rewards`).
+REWARDED_TRAINING = replace(
+    DRAWING_TRAINING,
+    steps=1700,
+    batch_size=128,
+    learning_rate=5e-4,
+    warmup=20,
+    floor=0.1,
+    ema=0.98,
+    save_every=100,
+    evaluate_every=100,
 )
 
 PRESETS = {

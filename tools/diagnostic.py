@@ -9,7 +9,6 @@ nombres : la perte, et Δ, ce que coûte la légende du voisin. `minidalle/resul
 import hashlib
 import itertools
 import json
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -22,7 +21,6 @@ from tqdm import tqdm
 from minidalle import recipes
 from minidalle.checkpoints import WEIGHTS, load_model
 from minidalle.data import scenes
-from minidalle.errors import MinidalleError
 from minidalle.evaluation import oracle
 from minidalle.files import atomic_write
 from minidalle.generation import pad
@@ -30,6 +28,7 @@ from minidalle.models.dalle_mini import DALLEMini
 from minidalle.sampling import sample
 from minidalle.text import Tokenizer
 from minidalle.training import TrainingConfig, train
+from tools.command import launch
 
 RESULT = Path(__file__).parents[1] / "minidalle" / "results" / "diagnostic.json"
 EYE = "vqvae"
@@ -247,8 +246,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    try:
-        raise SystemExit(main())
-    except MinidalleError as error:
-        print(error, file=sys.stderr)
-        raise SystemExit(2) from error
+    launch(main)

@@ -13,7 +13,6 @@ import argparse
 import copy
 import hashlib
 import json
-import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
@@ -30,6 +29,7 @@ from minidalle.files import atomic_write
 from minidalle.models.dalle import DALLE
 from minidalle.models.dalle_mini import DALLEMini
 from minidalle.training import Batches, TrainingConfig, train
+from tools.command import launch
 from tools.dose_monde import VALUES, World
 from tools.dose_ordre import FullWorld
 
@@ -344,8 +344,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    try:
-        raise SystemExit(main())
-    except MinidalleError as error:
-        print(error, file=sys.stderr)
-        raise SystemExit(2) from error
+    launch(main)

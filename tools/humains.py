@@ -7,13 +7,13 @@ Lit `MINIDALLE_DATA/etude/humains_et_clip.csv`, 100 images de COCO et trois lég
 import hashlib
 import json
 import os
-import sys
 from pathlib import Path
 
 from minidalle.errors import MinidalleError
 from minidalle.evaluation.ratings import Measure, human_study
 from minidalle.evaluation.statistics import Estimate, Ratio, wilson
 from minidalle.files import atomic_write
+from tools.command import launch
 
 RESULT = Path(__file__).parents[1] / "minidalle" / "results" / "humains.json"
 SEED = 0
@@ -94,8 +94,4 @@ def _rounded(numbers: tuple | list, digits: int = 3) -> list[float]:
 
 
 if __name__ == "__main__":
-    try:
-        raise SystemExit(main())
-    except MinidalleError as error:
-        print(error, file=sys.stderr)
-        raise SystemExit(2) from error
+    launch(main)

@@ -16,10 +16,10 @@ from PIL import Image
 
 from minidalle import plots
 from minidalle.data import scenes
-from minidalle.errors import MinidalleError
 from minidalle.evaluation.ratings import read_ratings
 from minidalle.files import atomic_write
 from minidalle.generation import Drawing, TextToImage
+from tools.command import launch
 
 RESULT = Path(__file__).parents[1] / "minidalle" / "results" / "juges.json"
 SEED, EACH = 31, 6  # graine des scènes et des dessins ; images de chaque sorte
@@ -102,8 +102,4 @@ def _tokens(drawing: Drawing) -> list[str]:
 
 
 if __name__ == "__main__":
-    try:
-        raise SystemExit(main(*map(Path, sys.argv[1:3])))
-    except MinidalleError as error:
-        print(error, file=sys.stderr)
-        raise SystemExit(2) from error
+    launch(main, *map(Path, sys.argv[1:3]))

@@ -8,7 +8,6 @@ durée est le même d'une fois à l'autre.
 import hashlib
 import json
 import os
-import sys
 import time
 from pathlib import Path
 
@@ -21,6 +20,7 @@ from minidalle.evaluation import translation
 from minidalle.files import atomic_write
 from minidalle.models.seq2seq import Seq2Seq
 from minidalle.training import TrainingConfig, train
+from tools.command import launch
 
 RESULT = Path(__file__).parents[1] / "minidalle" / "results" / "marathi.json"
 SEED, LONGEST, JUDGED = 0, 12, 1000
@@ -108,8 +108,4 @@ def _rounded(estimate: translation.Estimate) -> list[float]:
 
 
 if __name__ == "__main__":
-    try:
-        raise SystemExit(main())
-    except MinidalleError as error:
-        print(error, file=sys.stderr)
-        raise SystemExit(2) from error
+    launch(main)

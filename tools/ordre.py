@@ -9,7 +9,6 @@ est le même d'une fois à l'autre.
 
 import copy
 import json
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -20,13 +19,13 @@ from torch.nn import functional as F
 
 from minidalle import recipes
 from minidalle.data import scenes
-from minidalle.errors import MinidalleError
 from minidalle.evaluation import scores
 from minidalle.files import atomic_write
 from minidalle.generation import pad, to_tensor
 from minidalle.models.clip import CLIP, contrastive_loss
 from minidalle.text import Tokenizer
 from minidalle.training import TrainingConfig, train
+from tools.command import launch
 
 RESULT = Path(__file__).parents[1] / "minidalle" / "results" / "ordre.json"
 SIZE, LENGTH, QUESTIONS, EVERY = 32, 16, 400, 40
@@ -153,8 +152,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    try:
-        raise SystemExit(main())
-    except MinidalleError as error:
-        print(error, file=sys.stderr)
-        raise SystemExit(2) from error
+    launch(main)

@@ -96,10 +96,14 @@ REMARKS = {
     "scènes a changé aux pas 1000 et 1800 avant d'être celui de `drawing_source` ; puis la récompense en quatre "
     "reprises, d'optimiseur neuf : 104 pas au taux 0,0003 et 804 pas au taux 0,0005, où un quart du lot est de vraies "
     "scènes, un quart d'entre elles teintées ; 499 pas à 0,0005 et 317 pas à 0,0004, où c'en est la moitié, trois puis "
-    "quatre cinquièmes teintées. La dernière mesure du tableau est celle des poids livrés",
+    "quatre cinquièmes teintées. Les mesures des pas 0, 104, 908 et 1407 portent sur 60 demandes",
+    "emojis": "un même entraînement, prévu pour 2500 pas, et repris au pas 500 pour finir au pas 1200",
     "scenes-mini": "appris par un script équivalent, en deux reprises d'un budget de 37 minutes ; ses tables viennent "
     "de `scenes` pris en cours d'entraînement",
 }
+
+USE = "le monde du livre seulement, ses mots et ses objets"
+USES = {"emojis": "redessiner les émojis dont il a appris le nom"}
 
 
 @dataclass(frozen=True)
@@ -383,7 +387,7 @@ def card(
         f"- **Empreinte** (sha256) : `{digest(path)}`.",
         *([f"- **Remarque** : {REMARKS[name]}."] if name in REMARKS else []),
         "- **Licence** : CC BY-SA 4.0, celle des dessins d'OpenMoji qu'il a appris.",
-        "- **Usage** : le monde du livre seulement, ses mots et ses objets. Il ne sait rien d'autre.",
+        f"- **Usage** : {USES.get(name, USE)}. Il ne sait rien d'autre.",
         "",
         MEASURED[data],
         "",

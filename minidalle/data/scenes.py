@@ -129,7 +129,7 @@ TEXTURES = {
 }
 # Côté de l'objet en fraction du côté de l'image ; « moyen » ne se dit pas.
 SIZES = {"petit": 0.25, "moyen": 0.375, "grand": 0.5}
-_SIZE_WORDS = {"petit": _regular("petit"), "grand": _regular("grand")}
+SIZE_WORDS = {"petit": _regular("petit"), "grand": _regular("grand")}
 BACKGROUNDS = {
     "blanc": (255, 255, 255),
     "gris": (205, 205, 210),
@@ -542,14 +542,14 @@ def caption(
         # « un chat avec un chien à sa gauche, avec un arbre » : un seul « avec » par légende.
         if rest and (rng.random() < omission or " avec " in clause):
             rest = []
-        text = clause + (f", avec {_list([_indefinite(*g) for g in rest])}" if rest else "")
+        text = clause + (f", avec {listed([indefinite(*g) for g in rest])}" if rest else "")
         # « voici le carré est à gauche » : l'amorce veut un groupe nominal.
         if clause.startswith(("un ", "une ")) and rng.random() < phrasing / 3:
             text = _pick(rng, ("on voit ", "voici ")) + text
     else:
         if len(groups) > 1 and rng.random() < omission:
             groups = groups[:-1]
-        text = _inventory(rng, [_indefinite(*g) for g in groups], phrasing)
+        text = _inventory(rng, [indefinite(*g) for g in groups], phrasing)
     if rng.random() < background:
         text += f" sur {'un ' if rng.random() < phrasing else ''}fond {scene.background}"
     return text
@@ -557,13 +557,13 @@ def caption(
 
 def describe(o: Object) -> str:
     """« un carré bleu », « un mouton » : l'objet et sa couleur, rien d'autre."""
-    return _indefinite(_described(o, True, False, False))
+    return indefinite(_described(o, True, False, False))
 
 
 def situate(a: Object, place: str, b: Object) -> str:
     """« un cercle rouge à gauche d'un carré bleu », que ce soit vrai ou non ; `place` est une clé de `RELATIONS`."""
     _check("relation", place, RELATIONS)
-    return f"{describe(a)} {_join(RELATIONS[place], describe(b))}"
+    return f"{describe(a)} {join_to(RELATIONS[place], describe(b))}"
 
 
 _OPPOSITES = {
@@ -609,7 +609,7 @@ def _described(o: Object, with_colour: bool, with_texture: bool, with_size: bool
         o.kind,
         o.colour if with_colour else None,
         o.texture if with_texture and o.texture != "uni" else None,
-        o.size if with_size and o.size in _SIZE_WORDS else None,
+        o.size if with_size and o.size in SIZE_WORDS else None,
     )
 
 
@@ -633,17 +633,17 @@ def _spatial_clause(rng, alone: dict[Look, Object], phrasing: float) -> tuple[st
         return None
     a, b = _pick(rng, pairs)
     place = relation(alone[a], alone[b])
-    one, other = _indefinite(a), _indefinite(b)
+    one, other = indefinite(a), indefinite(b)
     preposition = RELATIONS[place]
-    plain = f"{one} {_join(preposition, other)}"
+    plain = f"{one} {join_to(preposition, other)}"
     if rng.random() >= phrasing:
         return plain, {a, b}
     ends = {"gauche": ("à gauche", "à droite"), "dessus": ("en haut", "en bas")}
     here, there = ends.get(place) or ends[INVERSE[place]][::-1]
     aside = {"gauche": "à sa gauche", "droite": "à sa droite"}.get(place, preposition.removesuffix(" de"))
     turns = [
-        f"{_definite(a)} est {_join(preposition, _definite(b))}",
-        f"{_join(preposition, other)}, {one}",
+        f"{definite(a)} est {join_to(preposition, definite(b))}",
+        f"{join_to(preposition, other)}, {one}",
         f"{other} avec {one} {aside}",
     ]
     axis = (alone[a].x, alone[b].x) if place in ("gauche", "droite") else (alone[a].y, alone[b].y)
@@ -662,33 +662,33 @@ def _comparison_clause(rng, alone: dict[Look, Object]) -> tuple[str, set[Look]] 
         return None
     a, b = _pick(rng, pairs)
     word = "grand" if alone[a].side > alone[b].side else "petit"
-    adjective = _SIZE_WORDS[word].agree(KINDS[a[0]].gender, 1)
+    adjective = SIZE_WORDS[word].agree(KINDS[a[0]].gender, 1)
     # La taille est dans la comparaison : la redire devant le nom serait lourd.
-    first, second = (_indefinite((*look[:3], None)) for look in (a, b))
-    return f"{first} plus {adjective} {_join('que', second)}", {a, b}
+    first, second = (indefinite((*look[:3], None)) for look in (a, b))
+    return f"{first} plus {adjective} {join_to('que', second)}", {a, b}
 
 
 def _inventory(rng, phrases: list[str], phrasing: float) -> str:
     """Simple énumération, avec ou sans amorce."""
     if rng.random() >= phrasing:
-        return _list(phrases)
+        return listed(phrases)
     if len(phrases) > 1 and rng.random() < 0.3:
-        return f"{phrases[0]} avec {_list(phrases[1:])}"
+        return f"{phrases[0]} avec {listed(phrases[1:])}"
     opening = _pick(rng, ("une image de", "un dessin de", "il y a", "on voit", "voici"))
     if opening.endswith(" de"):
         head = opening.removesuffix(" de")
-        return f"{head} {_list([_join('de', p) for p in phrases])}"
-    return f"{opening} {_list(phrases)}"
+        return f"{head} {listed([join_to('de', p) for p in phrases])}"
+    return f"{opening} {listed(phrases)}"
 
 
-def _indefinite(look: Look, count: int = 1) -> str:
+def indefinite(look: Look, count: int = 1) -> str:
     """« un grand carré bleu rayé », « trois étoiles rouges »."""
     noun = KINDS[look[0]]
     determiner = _NUMERALS[count] if count > 1 else ("une" if noun.gender == "f" else "un")
     return f"{determiner} {_nominal(look, count)}"
 
 
-def _definite(look: Look) -> str:
+def definite(look: Look) -> str:
     """« le carré bleu », « l'étoile », « la grande étoile »."""
     text = _nominal(look, 1)
     if text[0] in _VOWELS:
@@ -701,7 +701,7 @@ def _nominal(look: Look, count: int) -> str:
     noun = KINDS[kind]
     words = [noun.plural if count > 1 else noun.singular]
     if size:
-        words.insert(0, _SIZE_WORDS[size].agree(noun.gender, count))
+        words.insert(0, SIZE_WORDS[size].agree(noun.gender, count))
     if colour:
         words.append(_COLOUR_WORDS[colour].agree(noun.gender, count))
     if texture:
@@ -709,7 +709,7 @@ def _nominal(look: Look, count: int) -> str:
     return " ".join(words)
 
 
-def _join(preposition: str, phrase: str) -> str:
+def join_to(preposition: str, phrase: str) -> str:
     """Préposition finissant par « de » ou « que », élidée ou contractée devant `phrase`."""
     if preposition.endswith("de") and phrase.startswith("le "):
         return f"{preposition[:-2]}du {phrase[3:]}"
@@ -718,7 +718,7 @@ def _join(preposition: str, phrase: str) -> str:
     return f"{preposition} {phrase}"
 
 
-def _list(phrases: list[str]) -> str:
+def listed(phrases: list[str]) -> str:
     """« a, b et c »."""
     return " et ".join(filter(None, (", ".join(phrases[:-1]), phrases[-1])))
 

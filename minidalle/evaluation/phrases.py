@@ -38,7 +38,7 @@ class Wish(NamedTuple):
     @property
     def text(self) -> str:
         """« deux grands carrés bleus rayés »."""
-        return scenes._indefinite((self.kind, self.colour, self.texture, self.size), self.count)
+        return scenes.indefinite((self.kind, self.colour, self.texture, self.size), self.count)
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,13 +63,13 @@ class Phrase:
     def text(self) -> str:
         texts = [wish.text for wish in self.wishes]
         if self.place:
-            where = scenes._join(RELATIONS[self.place], texts[1])
+            where = scenes.join_to(RELATIONS[self.place], texts[1])
             text = f"{where}, {texts[0]}" if self.fronted else f"{texts[0]} {where}"
         elif self.comparison:
-            adjective = scenes._SIZE_WORDS[self.comparison].agree(KINDS[self.wishes[0].kind].gender, 1)
-            text = f"{texts[0]} plus {adjective} {scenes._join('que', texts[1])}"
+            adjective = scenes.SIZE_WORDS[self.comparison].agree(KINDS[self.wishes[0].kind].gender, 1)
+            text = f"{texts[0]} plus {adjective} {scenes.join_to('que', texts[1])}"
         else:
-            text = scenes._list(texts)
+            text = scenes.listed(texts)
         return f"{text} sur fond {self.background}" if self.background else text
 
 
@@ -117,7 +117,7 @@ def _lexicon() -> dict[str, Wish]:
                     for count in range(1, MAX_OBJECTS + 1):
                         wish = Wish(kind, colour, count, texture, size)
                         words[wish.text] = wish
-                    words[scenes._definite((kind, colour, texture, size))] = wish._replace(count=1)
+                    words[scenes.definite((kind, colour, texture, size))] = wish._replace(count=1)
     return words
 
 
