@@ -10,7 +10,10 @@ import pytest
 from scipy.stats import binomtest
 
 from minidalle.evaluation.oracle import read
-from minidalle.evaluation.requests import CATEGORIES, judge, requests
+from minidalle.evaluation.requests import CATEGORIES, SEEN_ONLY, STUDY, judge, requests
+from minidalle.evaluation.study import plan, verdicts
+from minidalle.evaluation.study_files import RESULTS, read_summary
+from minidalle.evaluation.study_summary import counts
 from minidalle.generation import TextToImage
 from tools.diagnostic import CASES, EVERY, STEPS
 
@@ -68,8 +71,8 @@ def test_what_the_generators_draw_was_measured_on_the_packaged_weights(name):
     weights = resources.files("minidalle") / "weights" / f"{name}.safetensors"
     assert drawn["settings"][name]["sha256"] == hashlib.sha256(weights.read_bytes()).hexdigest()
     for category in CATEGORIES:
-        for counts in drawn["models"][name][category].values():
-            assert 0 <= counts["exact"] <= counts["right"] <= counts["objects"] <= counts["n"] >= 500
+        for told in drawn["models"][name][category].values():
+            assert 0 <= told["exact"] <= told["right"] <= told["objects"] <= told["n"] >= 500
         best = drawn["best_of"][name][category]
         assert best["first"] <= best["n"] and best["best"] <= best["n"]
     imitated = drawn["curves"].get(f"{name}-imitation", drawn["curves"][name])
@@ -101,3 +104,64 @@ def test_a_slice_of_the_stored_drawings_is_drawn_again():
         right = sum(judge(*pair).right for pair in zip(read(images), asked, strict=True))
         counts = drawn["models"]["scenes"][category]["held_out"]
         assert binomtest(right, 20, counts["right"] / counts["n"]).pvalue > 1e-3
+
+
+STUDIES = sorted(path.stem for path in RESULTS.glob("*.csv"))
+
+
+def test_the_studies_are_small_and_of_the_packaged_weights():
+    """`python -m tools.etude` : moins de 5 Mo en tout ; chacune dit sa commande et l'empreinte de ses poids."""
+    assert set(STUDIES) == {"scenes", "scenes-aveugle", "scenes-mini"}
+    assert sum(path.stat().st_size for path in RESULTS.iterdir()) < 5e6
+    for name in STUDIES:
+        about, rows = read_summary(name)
+        weights = resources.files("minidalle") / "weights" / f"{about['model']}.safetensors"
+        assert about["sha256"] == hashlib.sha256(weights.read_bytes()).hexdigest()
+        assert about["commande"].startswith("minidalle evaluate study --model")
+        groups = {(c, held_out) for c in STUDY for held_out in (True, False)} - {(c, True) for c in SEEN_ONLY}
+        assert {(count.category, count.held_out): count.n for count in counts(rows)} == dict.fromkeys(
+            groups, about["n"]
+        )
+
+
+@pytest.mark.parametrize("name", STUDIES)
+def test_a_slice_of_each_study_is_drawn_and_judged_again(name):
+    """Des lignes prises au hasard : redessinées, elles sont les mêmes, à une près si la machine arrondit autrement."""
+    about, rows = read_summary(name)
+    stored = {(r.category, r.held_out, r.index, r.attempt): r for r in rows}
+    items = [item for item in plan(12, about["seed"], tries=about["tries"]) if item.index < 11]
+    items = [items[i] for i in np.random.default_rng().choice(len(items), 24, replace=False)]
+    painter = TextToImage.load(about["model"])
+    drawings = painter.draw_many(
+        [item.request.prompt for item in items], [item.seed for item in items], **about["settings"]
+    )
+    again = verdicts(items, read([d.images[0] for d in drawings]), [""] * len(items))
+    same = [
+        row._replace(seed=0, prompt="", contrast="")
+        == stored[row.category, row.held_out, row.index, row.attempt]
+        for row in again
+    ]
+    assert sum(same) >= len(same) - 1
+
+
+def test_the_drawings_seen_by_eye_are_those_of_the_study():
+    """Deux cents dessins relus : l'avis de l'oracle y est celui que range l'étude."""
+    hands = stored("mains")
+    assert len({tuple(row[:2]) for row in hands["dessins"]}) == 200
+    rows = [r for r in read_summary("scenes")[1] if r.attempt == 0]
+    own = {(r.category, r.index): r.right for r in rows if r.held_out == (r.category not in SEEN_ONLY)}
+    for category, index, oracle, *eyes in hands["dessins"]:
+        assert own[category, index] == bool(oracle) and set(eyes) <= {0, 1}
+
+
+def test_the_published_images_were_read_twice():
+    """Les images de VISOR : deux lectures de chacune des deux cents, et une place si les deux objets sont là."""
+    images = stored("visor-lu")["images"]
+    assert len({row[0] for row in images}) == 200 and len({row[0].split("_")[0] for row in images}) == 50
+    for _, _, _, _, *readings in images:
+        assert len(readings) == 2
+        for first, second, across, along in readings:
+            there = bool(first and second)
+            assert (
+                (across in ("gauche", "droite", "egal")) == (along in ("dessus", "dessous", "egal")) == there
+            )

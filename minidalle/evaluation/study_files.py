@@ -17,6 +17,8 @@ from minidalle.errors import MinidalleError, reason
 from minidalle.files import atomic_write
 
 MANIFEST, TABLE, PACKETS, OPPOSITES = "study.json", "table.csv", "paquets", "contraires"
+RESULTS = Path(__file__).parent / "results"  # les études livrées
+REDONE = ("seed", "prompt", "contrast", "image")  # ce que `plan` refait : un résumé s'en passe
 
 
 class Row(NamedTuple):
@@ -127,8 +129,7 @@ def read_table(path: Path) -> list[Row]:
     Raises:
         MinidalleError: fichier absent, illisible, ou qui n'est pas une table d'étude.
     """
-    kinds = {bool: lambda text: bool(int(text))}
-    types = [kinds.get(kind, kind) for kind in Row.__annotations__.values()]
+    types = [_kind(kind) for kind in Row.__annotations__.values()]
     try:
         with path.open(encoding="utf-8", newline="") as file:
             header, *lines = csv.reader(file)
@@ -139,6 +140,58 @@ def read_table(path: Path) -> list[Row]:
         raise MinidalleError(f"« {path} » est illisible ({reason(error)}) : vérifier le chemin.") from error
     except ValueError as error:
         raise MinidalleError(f"« {path} » n'est pas une table d'étude entière : la refaire.") from error
+
+
+def write_summary(path: Path, rows: Sequence[Row], about: Mapping[str, object]) -> None:
+    """Écrit ce qu'une étude a mesuré, sans ce que `plan` sait refaire ; la première ligne dit ce qu'elle était.
+
+    Args:
+        about: manifeste de l'étude (`study.json`), avec la commande qui l'a faite et l'empreinte des poids.
+    """
+    text = io.StringIO()
+    text.write(f"# {json.dumps(about, ensure_ascii=False)}\n")
+    kept = [name for name in Row._fields if name not in REDONE]
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(kept)
+    for row in rows:
+        values = (getattr(row, name) for name in kept)
+        writer.writerow(int(value) if isinstance(value, bool) else value for value in values)
+    with atomic_write(path, "w") as file:
+        file.write(text.getvalue())
+
+
+def read_summary(name: str, folder: Path = RESULTS) -> tuple[dict, list[Row]]:
+    """Une étude livrée avec le paquet : ce qu'elle était, et ses lignes, où seul manque ce que `plan` refait.
+
+    Args:
+        name: celui d'un fichier de `folder`, sans son extension.
+
+    Raises:
+        MinidalleError: aucune étude de ce nom, ou fichier abîmé.
+    """
+    path = folder / f"{name}.csv"
+    if not path.exists():
+        known = ", ".join(sorted(path.stem for path in folder.glob("*.csv")))
+        raise MinidalleError(f"Aucune étude livrée ne s'appelle « {name} » : choisir parmi {known}.")
+    try:
+        first, header, *lines = path.read_text(encoding="utf-8").splitlines()
+        return json.loads(first.removeprefix("# ")), _summary_rows(header.split(","), lines)
+    except (ValueError, KeyError) as error:
+        raise MinidalleError(f"« {path} » est abîmé : réinstaller minidalle.") from error
+
+
+def _summary_rows(kept: Sequence[str], lines: Sequence[str]) -> list[Row]:
+    blank = Row("", False, 0, 0, 0, "", "", "", 0, *[False] * 5, "", 0, 0.0, False, False, "")
+    kinds = [_kind(Row.__annotations__[name]) for name in kept]
+    return [
+        blank._replace(**{name: kind(text) for name, kind, text in zip(kept, kinds, line, strict=True)})
+        for line in csv.reader(lines)
+    ]
+
+
+def _kind(kind: type):
+    """De quoi relire une valeur de ce type."""
+    return (lambda text: bool(int(text))) if kind is bool else kind
 
 
 def write_strip(path: Path, images: Sequence[np.ndarray]) -> None:

@@ -9,7 +9,16 @@ import numpy as np
 import pytest
 
 from minidalle.errors import MinidalleError
-from minidalle.evaluation.study_files import Row, folder, read_strip, read_table, write_strip, write_table
+from minidalle.evaluation.study_files import (
+    Row,
+    folder,
+    read_strip,
+    read_summary,
+    read_table,
+    write_strip,
+    write_summary,
+    write_table,
+)
 
 ROW = Row(
     *("paire", True, 3, 0, 12, "un carré bleu et une croix, rouge", "…", "", 1, True, True, False),
@@ -40,6 +49,20 @@ def test_what_is_not_a_table_is_refused(tmp_path, text):
         read_table(tmp_path / "t.csv")
     with pytest.raises(MinidalleError, match="illisible"):
         read_table(tmp_path / "absente.csv")
+
+
+def test_a_summary_keeps_all_that_was_measured(tmp_path):
+    rows = [ROW, ROW._replace(held_out=False, place_read="", left=0.5)]
+    write_summary(tmp_path / "essai.csv", rows, ABOUT)
+    told, found = read_summary("essai", tmp_path)
+    assert told == ABOUT
+    assert found == [row._replace(seed=0, prompt="", contrast="", image="") for row in rows]
+    assert [type(value) for value in found[0]] == [type(value) for value in ROW]
+    with pytest.raises(MinidalleError, match="« autre » : choisir parmi essai"):
+        read_summary("autre", tmp_path)
+    (tmp_path / "essai.csv").write_text("paire,1\n")
+    with pytest.raises(MinidalleError, match="abîmé"):
+        read_summary("essai", tmp_path)
 
 
 def test_a_strip_is_read_back(tmp_path):
