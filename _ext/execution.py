@@ -1,7 +1,8 @@
 """L'exécution des chapitres : le tableau des durées, et le nom de la cellule qui échoue.
 
 La directive `{temps-execution}` est remplacée par un tableau « page, durée » quand tous les chapitres
-sont exécutés ; une durée est celle de la dernière exécution réelle, même si la page vient du cache.
+sont exécutés ; une durée est celle de la dernière exécution réelle, même si la page vient du cache. Elle est dite
+aussi, avec le nombre de mots, au bout de la ligne « **Temps** » qui ouvre chaque chapitre.
 """
 
 import shutil
@@ -35,6 +36,25 @@ class FillExecutionTimes(SphinxPostTransform):
     def run(self) -> None:
         for node in list(self.document.findall(ExecutionTimes)):
             node.replace_self(make_table(self.env))
+
+
+class TellMeasures(SphinxPostTransform):
+    """Ajoute à la ligne « Temps » d'un chapitre sa longueur et sa durée, mesurées."""
+
+    default_priority = 400
+
+    def run(self) -> None:
+        data = executed(self.env).get(self.env.docname)
+        labels = (node for node in self.document.findall(nodes.strong) if node.astext() == "Temps")
+        if data is None or (label := next(labels, None)) is None:
+            return
+        words = sum(len(node.astext().split()) for node in self.document.findall(nodes.paragraph))
+        told = f" Mesuré à la construction\u00a0: {_grouped(words)} mots, {data['runtime']:.0f}\u00a0s d’exécution."
+        label.parent += nodes.inline("", told, classes=["mesure"])
+
+
+def _grouped(number: int) -> str:
+    return f"{round(number, -2):,}".replace(",", "\u202f")
 
 
 def executed(env: BuildEnvironment) -> dict[str, dict]:
@@ -102,6 +122,7 @@ def setup(app: Sphinx) -> dict:
     app.add_node(ExecutionTimes)
     app.add_directive("temps-execution", ExecutionTimesDirective)
     app.add_post_transform(FillExecutionTimes)
+    app.add_post_transform(TellMeasures)
     app.connect("env-updated", name_failures)
     app.connect("html-page-context", offer_notebook, priority=400)  # avant les boutons du thème
     return {"parallel_read_safe": True, "parallel_write_safe": True}

@@ -84,7 +84,8 @@ def prose(markdown: str) -> str:
 
 def _role(found: re.Match) -> str:
     kind, content = found.groups()
-    shown = {"doc": content, "numref": "figure", "eq": "(…)", "sup": content}
+    term = content.partition(" <")[0]  # le mot affiché, sans l'entrée du glossaire
+    shown = {"doc": content, "numref": "figure", "eq": "(…)", "sup": content, "term": term}
     return shown.get(kind, "…")
 
 
