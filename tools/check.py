@@ -5,13 +5,15 @@ import subprocess
 import sys
 import time
 
-from tools.book import kernel_environment
+from tools.book import kernel_environment, missing_packages
 
 RUFF = [sys.executable, "-m", "ruff"]
 PYTEST = [sys.executable, "-m", "pytest", "-rs", "-n", "2", "--dist", "loadfile"]
 # Le réglage de pytest du projet est pour ses tests ; nbval réagirait aux alertes des noyaux.
 NBVAL = ["--nbval", "-p", "tools.nbval_text", "-p", "no:cacheprovider", "--nbval-cell-timeout=300"]
 NBVAL += ["-c", os.devnull, "--rootdir", "_build/nbval", "-q", "_build/nbval"]
+
+PDF = "PDF et son journal"
 
 # Nom de l'étape, commandes, étape dont elle a besoin.
 STEPS = [
@@ -24,6 +26,7 @@ STEPS = [
         [[sys.executable, "-m", "tools.book", "nbval"], [*PYTEST, *NBVAL]],
         "construction du livre",
     ),
+    (PDF, [[sys.executable, "-m", "tools.book", "pdf"]], "construction du livre"),
 ]
 
 
@@ -36,13 +39,16 @@ def main() -> int:
         if needed and results[needed][0] != "✓":
             results[name] = f"– sautée, faute de : {needed}"
             continue
+        if name == PDF and missing_packages():
+            results[name] = "· sautée : xelatex ou ses paquets ne sont pas installés"
+            continue
         # any s'arrête à la première commande qui échoue.
         failed = any(subprocess.run(command, env=environment).returncode for command in commands)
         results[name] = f"{'✗ ÉCHEC ' if failed else '✓ réussie'}  {time.monotonic() - start:6.0f} s"
     print("\n=== bilan\n")
     for name, result in results.items():
         print(f"  {name:<24} {result}")
-    failures = sum(not result.startswith("✓") for result in results.values())
+    failures = sum(not result.startswith(("✓", "·")) for result in results.values())
     print(f"\n{failures} étape(s) à reprendre : voir plus haut." if failures else "\nTout est vérifié.")
     return 1 if failures else 0
 

@@ -49,7 +49,7 @@ print("du code")
 ```{exercise-start}
 :label: ex-a
 ```
-Un énoncé sur `sg`.
+Un énoncé sur `sg`, et des {term}`codes <code>`.
 ```{exercise-end}
 ```
 """
@@ -58,7 +58,7 @@ Dans ce chapitre
 - Objectifs : lire vite et bien ;
 - dire « oui » (ou non).
 L'encodeur rend $\\mu$, comme sur la figure et (…). Il vaut … dB :
-Un énoncé sur `sg`.
+Un énoncé sur `sg`, et des codes.
 """
 
 
