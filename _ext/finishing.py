@@ -1,6 +1,7 @@
 """Dernières retouches : restes d'anglais, défauts du thème, poids du site, annexes du PDF."""
 
 import re
+import unicodedata
 from pathlib import Path
 
 from sphinx.application import Sphinx
@@ -12,11 +13,15 @@ REPAIRS = {
     'aria-label="Toggle hidden content"': 'aria-label="Afficher ou masquer le contenu"',
     'aria-label="Version warning"': 'aria-label="Avertissement de version"',
     'aria-label="Main"': 'aria-label="Sommaire"',
+    # Une liste ne contient que des éléments de liste ; ce rôle-là est abandonné par la norme.
+    'role="doc-biblioentry"': 'role="listitem"',
     # Le thème suppose un plan de la page dès qu'il y a une note de marge : erreur JavaScript sinon.
     '("div.bd-sidebar-secondary").classList': '("div.bd-sidebar-secondary")?.classList',
 }
 # Refusé par Chromium quand la page est ouverte depuis un dossier ; la feuille de style charge ces polices.
 FONT_PRELOAD = re.compile(r'<link rel="preload" as="font"[^>]*>\n?')
+# Les icônes viennent de la police ; ce script, 1,5 Mo sur chaque page, les redessine.
+ICON_SCRIPT = re.compile(r'<script src="[^"]*/fontawesome/[^"]*/js/all\.min\.js[^"]*"></script>\n?')
 # L'accueil est chapters/index.html, mais c'est index.html que l'on ouvre.
 REDIRECTION = """<!DOCTYPE html>
 <html lang="fr">
@@ -27,6 +32,12 @@ REDIRECTION = """<!DOCTYPE html>
 # sphinx-mathjax-offline copie MathJax en entier : 24 Mo, dont 2 servent.
 MATHJAX_KEPT = re.compile(
     r"tex-chtml\.js|output/chtml/fonts/woff-v2/|input/tex/extensions/|a11y/assistive-mml\.js"
+)
+# Une entrée d'index, accolades emboîtées comprises.
+INDEX_ENTRY = re.compile(r"\\index\{((?:[^{}]|\{(?:[^{}]|\{\})*\})*)\}")
+# L'index du site est une page du sommaire ; celui du PDF est imprimé par \printindex.
+INDEX_PAGE = re.compile(
+    r"\\sphinxstepscope\s+\\chapter\{Index\}\s+(?:\\label\{\\detokenize\{genindex:[^}]*\}\})+"
 )
 
 
@@ -39,11 +50,13 @@ def finish(app: Sphinx, exception: Exception | None) -> None:
 
 def finish_html(out: Path, home: str, title: str) -> None:
     for file in [file for pattern in REPAIRED for file in out.glob(pattern)]:
-        text = FONT_PRELOAD.sub("", file.read_text(encoding="utf-8"))
+        text = ICON_SCRIPT.sub("", FONT_PRELOAD.sub("", file.read_text(encoding="utf-8")))
         for wrong, right in REPAIRS.items():
             text = text.replace(wrong, right)
         file.write_text(text, encoding="utf-8")
     (out / "index.html").write_text(REDIRECTION.format(home=home, title=title), encoding="utf-8")
+    for script in out.glob("_static/vendor/fontawesome/*/js/all.min.js"):
+        script.unlink()
     mathjax = out / "_static" / "mathjax"
     for file in mathjax.rglob("*"):
         if file.is_file() and not MATHJAX_KEPT.match(file.relative_to(mathjax).as_posix()):
@@ -53,7 +66,16 @@ def finish_html(out: Path, home: str, title: str) -> None:
 def finish_latex(out: Path) -> None:
     for file in out.glob("*.tex"):
         text = file.read_text(encoding="utf-8")
-        file.write_text(text.replace(r"\part{Annexes}", r"\appendix\part{Annexes}"), encoding="utf-8")
+        text = text.replace(r"\part{Annexes}", r"\appendix\part{Annexes}")
+        text = INDEX_ENTRY.sub(_index_entry, INDEX_PAGE.sub("", text))
+        file.write_text(text, encoding="utf-8")
+
+
+def _index_entry(found: re.Match) -> str:
+    """La même entrée, triée sans ses accents : makeindex range par octets, « é » après « z »."""
+    key, _, shown = found[1].replace(r"\sphinxhyphen{}", "-").partition("@")
+    plain = unicodedata.normalize("NFD", key.lower().replace("œ", "oe").replace("’", " "))
+    return rf"\index{{{plain.encode('ascii', 'ignore').decode()}@{shown}}}"
 
 
 def setup(app: Sphinx) -> dict:

@@ -113,3 +113,11 @@ def test_external_requests(site: Path, html: str, count: int) -> None:
     page = site / "page.html"
     page.write_text(html)
     assert len(pages.external_requests(site, page)) == count
+
+
+def test_weight_counts_each_file_once_compressed(site: Path) -> None:
+    (site / "long.txt").write_text("a" * 10_000)
+    address = (site / "long.txt").as_uri()
+    once = pages.weight([address])
+    assert 10 < once < 100
+    assert pages.weight([address, f"{address}?v=2", f"{address}#titre", "data:text/plain,abc"]) == once

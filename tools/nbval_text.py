@@ -6,4 +6,5 @@ from nbval.plugin import IPyNbFile
 
 def pytest_collectstart(collector: pytest.Collector) -> None:
     if isinstance(collector, IPyNbFile):
-        collector.skip_compare = (*collector.skip_compare, "image/svg+xml", "application/pdf", "stderr")
+        shown = ("image/svg+xml", "application/pdf", "text/html", "stderr")
+        collector.skip_compare = (*collector.skip_compare, *shown)

@@ -3,7 +3,9 @@
 Chaque fonction rend la liste des fautes, en clair ; vide, la page est bonne.
 """
 
+import gzip
 import re
+from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
@@ -96,16 +98,15 @@ def dead_links(root: Path, page: Path) -> list[str]:
                 target /= "index.html"
             if not target.is_relative_to(root.resolve()) or not target.is_file():
                 faults.append(f"{value} : pas de tel fichier")
-            elif url.fragment and target.suffix == ".html" and not _has_anchor(target, unquote(url.fragment)):
+            elif url.fragment and target.suffix == ".html" and unquote(url.fragment) not in _anchors(target):
                 faults.append(f"{value} : pas de telle ancre")
     return faults
 
 
-def _has_anchor(page: Path, fragment: str) -> bool:
-    return (
-        parse(page).find(id=fragment) is not None
-        or parse(page).find("a", attrs={"name": fragment}) is not None
-    )
+@cache
+def _anchors(page: Path) -> set[str]:
+    soup = parse(page)
+    return {tag["id"] for tag in soup.find_all(id=True)} | {tag["name"] for tag in soup.select("a[name]")}
 
 
 def external_requests(root: Path, page: Path) -> list[str]:
@@ -125,3 +126,10 @@ def external_requests(root: Path, page: Path) -> list[str]:
     for tag in soup.find_all(["script", "style"]):
         faults += CSS_URL.findall(tag.string or "") + CDN.findall(tag.string or "")
     return faults
+
+
+def weight(addresses: Iterable[str]) -> int:
+    """Octets qu'un serveur enverrait pour ces fichiers locaux, comprimés comme tout serveur sait le faire."""
+    paths = {unquote(urlsplit(address).path) for address in addresses if address.startswith("file:")}
+    contents = [Path(path).read_bytes() for path in paths]
+    return sum(min(len(content), len(gzip.compress(content, 6))) for content in contents)

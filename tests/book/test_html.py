@@ -4,7 +4,10 @@ import json
 import re
 from pathlib import Path
 
+import jupytext
+import nbformat
 import pytest
+from PIL import Image
 
 from tools import pages
 
@@ -50,7 +53,8 @@ def test_search_is_french(html: Path) -> None:
     assert "FrenchStemmer" in (html / "_static/language_data.js").read_text(encoding="utf-8")
     index = (html / "searchindex.js").read_text(encoding="utf-8")
     terms = json.loads(index[index.index("{") : index.rindex("}") + 1])["terms"]
-    assert "exécut" in terms  # la racine française d'« exécution »
+    assert "execut" in terms  # la racine française d'« exécution », sans accent
+    assert "autoencodeur" in terms  # le livre écrit « auto-encodeur »
 
 
 def test_spaces_do_not_break(page: Path) -> None:
@@ -67,3 +71,57 @@ def test_spaces_do_not_break(page: Path) -> None:
 def test_pages_are_light(html: Path) -> None:
     """Le site entier tient dans une pièce jointe ; MathJax complet en ferait 24 Mo de plus."""
     assert sum(f.stat().st_size for f in html.rglob("*") if f.is_file()) < 60e6
+
+
+def test_chapters_can_be_downloaded(page: Path) -> None:
+    """La source, et le carnet si la page a des cellules, sont à un clic ; un dossier local suffit."""
+    links = [link["href"] for link in pages.parse(page).select(".dropdown-download-buttons a[href]")]
+    files = {target.suffix: target for target in ((page.parent / link).resolve() for link in links)}
+    if "chapters" not in page.parts:
+        return  # index et recherche n'ont pas de source
+    source = jupytext.reads(files[".md"].read_text(encoding="utf-8"), fmt="md:myst")
+    cells = [cell.source for cell in source.cells if cell.cell_type == "code"]
+    if cells:
+        notebook = nbformat.read(files[".ipynb"], as_version=4)
+        nbformat.validate(notebook)
+        assert [cell.source for cell in notebook.cells if cell.cell_type == "code"] == cells
+
+
+def test_chapters_describe_themselves(html: Path, page: Path) -> None:
+    """_ext/partage.py : ce que montre un lien envoyé à quelqu'un."""
+    soup = pages.parse(page)
+    if "chapters" not in page.parts:
+        return
+    tags = {tag.get("name") or tag.get("property"): tag["content"] for tag in soup.select("meta[content]")}
+    assert soup.html["lang"] == "fr"
+    assert tags["og:locale"] == "fr_FR"
+    assert tags["og:title"] in soup.h1.get_text()
+    assert tags["description"] == tags["og:description"]
+    assert 40 <= len(tags["description"]) <= 201
+    assert not re.search(r"\\|\[.*\d{4}|\n", tags["description"])  # ni formule, ni renvoi, ni retour
+    assert len(tags["og:image:alt"]) > 15
+    with Image.open((page.parent / tags["og:image"]).resolve()) as card:
+        assert card.size == (1200, 630)
+        assert len(card.convert("RGB").getcolors(1 << 20)) > 2, "la carte est vide"
+
+
+def test_descriptions_differ(html: Path) -> None:
+    tags = [pages.parse(page).select_one('meta[name="description"]') for page in pages.pages(html)]
+    texts = [tag["content"] for tag in tags if tag]
+    assert texts
+    assert len(set(texts)) == len(texts)
+
+
+def test_each_chapter_says_what_it_costs(page: Path) -> None:
+    """La longueur et la durée mesurées sont dites, et la durée tient son budget.
+
+    Deux minutes de deux cœurs au repos ; la construction mène deux chapitres à la fois, d'où le double.
+    """
+    soup = pages.parse(page)
+    opening = soup.select_one(".admonition.tip")
+    if opening is None or "Temps" not in opening.text:
+        return
+    measured = opening.select_one(".mesure")
+    assert measured, "la ligne « Temps » ne dit pas ce qui a été mesuré"
+    words, seconds = re.search(r"([\d\u202f]+)\smots, (\d+)\ss", measured.text).groups()
+    assert int(words.replace("\u202f", "")) > 300 and int(seconds) <= 240
