@@ -20,8 +20,7 @@ STEPS = [
     ("style du code", [[*RUFF, "check", "."], [*RUFF, "format", "--check", "."]], None),
     ("bibliothèque", [[*PYTEST, "-m", "not book"]], None),
     ("construction du livre", [[sys.executable, "-m", "tools.book", "html"]], None),
-    # Les pages se partagent une à une : un seul fichier, axe, fait les deux tiers du travail.
-    ("pages du livre", [[*PYTEST, "--dist", "worksteal", "tests/book"]], "construction du livre"),
+    ("pages du livre", [[*PYTEST, "tests/book"]], "construction du livre"),
     (
         "sorties reproductibles",
         [[sys.executable, "-m", "tools.book", "nbval"], [*PYTEST, *NBVAL]],
