@@ -8,9 +8,12 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 os.environ.setdefault("TQDM_DISABLE", "1")
 
 import signal
+from collections.abc import Iterator
 
 import pytest
 from hypothesis import settings
+
+from tests.chromium import CHROMIUM, OPTIONS
 
 # Pas de délai : une machine occupée ne doit pas faire échouer un test. Mêmes exemples à chaque fois.
 settings.register_profile("livre", deadline=None, derandomize=True)
@@ -23,3 +26,14 @@ def ordinary_ctrl_c():
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, before)
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator:
+    """Chromium sans écran ; le module saute ses tests si `CHROMIUM` est None."""
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        chromium = playwright.chromium.launch(executable_path=CHROMIUM, args=OPTIONS)
+        yield chromium
+        chromium.close()

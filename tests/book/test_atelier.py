@@ -17,12 +17,11 @@ from bs4 import BeautifulSoup
 
 from minidalle.export import TOP_P
 from minidalle.generation import TextToImage
-from tests.book.test_browser import CHROMIUM, OPTIONS
+from tests.chromium import CHROMIUM, PATIENCE
 from tools import pages
 
 pytestmark = pytest.mark.book
 needs_chromium = pytest.mark.skipif(CHROMIUM is None, reason="Chromium n'est pas installé")
-PATIENCE = 300_000  # en millisecondes : une machine occupée n'est pas une panne
 PHRASES = [
     "un mouton",
     "un mouton à gauche d’un carré bleu",
@@ -55,16 +54,6 @@ def workshop(html: Path) -> Path:
     if "missing" in settings:
         pytest.skip(f"l'atelier n'a pas été préparé : {settings['missing']}")
     return html / "chapters/atelier.html"
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator:
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        chromium = playwright.chromium.launch(executable_path=CHROMIUM, args=OPTIONS)
-        yield chromium
-        chromium.close()
 
 
 @pytest.fixture
@@ -211,6 +200,7 @@ def test_nothing_to_draw_is_said(view) -> None:
     view.fill("[name=text]", " \u00a0 ")
     view.click("button[type=submit]")
     wait_for(view, "Écrivez quelque chose")
+    assert view.evaluate("typeof ort") == "undefined", "rien à dessiner ne charge ni moteur ni modèle"
 
 
 @needs_chromium

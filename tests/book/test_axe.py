@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.book.test_browser import CHROMIUM, PATIENCE, browser  # noqa: F401
+from tests.chromium import CHROMIUM, PATIENCE
 
 pytest.importorskip("axe_playwright_python")
 pytestmark = [pytest.mark.book, pytest.mark.skipif(CHROMIUM is None, reason="Chromium n'est pas installé")]
@@ -34,7 +34,7 @@ def serious(view, options: dict) -> list[str]:
     ]
 
 
-def test_page_is_accessible(browser, html: Path, page: Path) -> None:  # noqa: F811
+def test_page_is_accessible(browser, html: Path, page: Path) -> None:
     if page == html / "index.html":
         return  # renvoie aussitôt à l'accueil
     view = browser.new_page(color_scheme="light")
@@ -50,7 +50,7 @@ def test_page_is_accessible(browser, html: Path, page: Path) -> None:  # noqa: F
     view.close()
 
 
-def test_axe_sees_faults(browser) -> None:  # noqa: F811
+def test_axe_sees_faults(browser) -> None:
     """Le contrôle n'est pas aveugle : une image muette, un gris trop pâle."""
     view = browser.new_page()
     view.set_content(

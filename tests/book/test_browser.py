@@ -6,29 +6,16 @@ Sans Chromium, ces tests sont sautés : `test_html.py` fait alors le contrôle s
 import re
 import shutil
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from bs4 import BeautifulSoup
 
+from tests.chromium import CHROMIUM, PATIENCE
 from tools import pages
 
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 LIMIT = 3_000_000  # octets qu'une page fait venir ; l'atelier apporte un modèle
-PATIENCE = 300_000  # en millisecondes : une machine occupée n'est pas une panne
-OPTIONS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
 pytestmark = [pytest.mark.book, pytest.mark.skipif(CHROMIUM is None, reason="Chromium n'est pas installé")]
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator:
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        chromium = playwright.chromium.launch(executable_path=CHROMIUM, args=OPTIONS)
-        yield chromium
-        chromium.close()
 
 
 def test_page(browser, page: Path) -> None:

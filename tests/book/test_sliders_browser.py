@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from minidalle.sliders import slider
-from tests.book.test_browser import CHROMIUM, PATIENCE, browser  # noqa: F401
+from tests.chromium import CHROMIUM, PATIENCE
 
 pytestmark = [pytest.mark.book, pytest.mark.skipif(CHROMIUM is None, reason="Chromium n'est pas installé")]
 IN_THE_BOOK = ["comprimer/dvae", "comprimer/vae", "dessiner/generation"]
@@ -32,7 +32,7 @@ def trial(tmp_path: Path) -> Path:
     return page
 
 
-def test_arrows_change_the_picture_and_its_name(browser, trial: Path) -> None:  # noqa: F811
+def test_arrows_change_the_picture_and_its_name(browser, trial: Path) -> None:
     view = browser.new_page(viewport={"width": 360, "height": 800})
     view.set_default_timeout(PATIENCE)
     view.goto(trial.as_uri())
@@ -54,7 +54,7 @@ def test_arrows_change_the_picture_and_its_name(browser, trial: Path) -> None:  
     view.close()
 
 
-def test_without_a_script_the_still_picture_shows(browser, trial: Path) -> None:  # noqa: F811
+def test_without_a_script_the_still_picture_shows(browser, trial: Path) -> None:
     context = browser.new_context(java_script_enabled=False)
     view = context.new_page()
     view.set_default_timeout(PATIENCE)
@@ -67,7 +67,7 @@ def test_without_a_script_the_still_picture_shows(browser, trial: Path) -> None:
 
 
 @pytest.mark.parametrize("name", IN_THE_BOOK)
-def test_the_book_has_its_sliders(browser, html: Path, name: str) -> None:  # noqa: F811
+def test_the_book_has_its_sliders(browser, html: Path, name: str) -> None:
     page = html / "chapters" / f"{name}.html"
     view = browser.new_page(color_scheme="dark")
     view.set_default_timeout(PATIENCE)

@@ -14,21 +14,11 @@ from PIL import Image
 
 import minidalle
 from minidalle.evaluation.ratings import read_ratings, tabulate
-from tests.book.test_browser import CHROMIUM, OPTIONS
+from tests.chromium import CHROMIUM
 
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="Chromium n'est pas installé")
 
 HOSTILE = "<script>document.title = 'piraté'</script><img src=x onerror=\"document.title = 'piraté'\">"
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator:
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        chromium = playwright.chromium.launch(executable_path=CHROMIUM, args=OPTIONS)
-        yield chromium
-        chromium.close()
 
 
 @pytest.fixture
