@@ -14,7 +14,7 @@ from minidalle.data import scenes
 from minidalle.errors import MinidalleError
 from minidalle.evaluation import oracle
 from tools import dose, dose_ordre
-from tools.dose import BLIND, FLIPPED, SHUFFLED, Arm, Budget, batches
+from tools.dose import BLIND, FLIPPED, OPPOSED, SHUFFLED, Arm, Budget, Contrasted, batches
 from tools.dose_monde import (
     ABSENT,
     COLOURS,
@@ -125,6 +125,37 @@ def test_words_are_mixed_within_a_caption_and_captions_between_images(world):
     assert torch.equal(plain == 0, mixed == 0), "le remplissage reste à la fin"
     assert (plain != mixed).any(1).float().mean() > 0.9
     assert torch.equal(blind, plain.roll(1, 0))
+
+
+@pytest.mark.parametrize("subject", VALUES)
+def test_the_opposite_caption_says_the_opposite_and_nothing_else(world, subject):
+    plain, opposed = (
+        batches(world, Arm(subject, 0.5, 0, cause=cause), [])(np.random.default_rng(0), 64)
+        for cause in ("", OPPOSED)
+    )
+    assert all(map(torch.equal, plain, opposed)), "mêmes légendes, mêmes images"
+    said, other = ([world.tokenizer.decode(row[row > 0].tolist()) for row in t] for t in opposed[::2])
+    swap = dict(zip(VALUES[subject], np.array(VALUES[subject])[[1, 0, 3, 2]], strict=True))
+    if subject == "relation":
+        swap = {scenes.RELATIONS[a][:-3]: scenes.RELATIONS[b][:-3] for a, b in swap.items()}  # sans « de »
+    for one, two, told in zip(said, other, telling(said, subject), strict=True):
+        a = next((word for word in swap if word in one), "")
+        assert two == (one.replace(a, swap[a]) if told else one)
+
+
+def test_the_contrast_rewards_the_one_that_tells_them_apart(world):
+    text, image, opposite = batches(world, Arm("relation", 0.5, 0, cause=OPPOSED), [])(
+        np.random.default_rng(0), 16
+    )
+    told = float((text != opposite).any(1).float().mean())
+    assert 0 < told < 1
+    for knows, expected in ((0, np.log(2)), (1, np.log1p(np.exp(-3)))):
+        teller = Teller(world, "relation", knows)
+        teller.loss = lambda text, image: {"loss": torch.tensor(1.0)}
+        losses = Contrasted(teller).loss(text, image, opposite)
+        assert losses["contraste"] == pytest.approx(told * expected)
+        assert losses["loss"] == pytest.approx(1 + dose.CONTRAST * told * expected)
+    assert set(Contrasted(teller).loss(text, image, text)) == {"loss"}, "rien à départager"
 
 
 class Teller(nn.Module):

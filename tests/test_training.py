@@ -338,7 +338,9 @@ def test_interrupted_muon_resumes_bit_for_bit(tmp_path):
 
 @pytest.mark.skipif(not shutil.which(os.environ.get("CXX", "g++")), reason="pas de compilateur C++")
 @pytest.mark.filterwarnings("ignore")  # celles du compilateur
-def test_compiled_or_not_the_numbers_are_the_same():
+def test_compiled_or_not_the_numbers_are_the_same(tmp_path, monkeypatch):
+    # Ce que torch a compilé et gardé pour un autre processeur rendrait des nombres faux.
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
     plain, compiled = (
         train(Blocks(), batches, replace(CONFIG, steps=3, log_every=1, compiled=choice)).curve("loss")[1]
         for choice in (False, True)

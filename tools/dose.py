@@ -4,7 +4,8 @@ Un modèle comprend-il mal l'espace parce qu'il ne le peut pas, ou parce que ses
 Dans le petit monde de `tools.dose_monde`, un même modèle, qui sait déjà dessiner les formes qu'on lui nomme, continue
 d'apprendre avec 0 à 100 % de légendes qui disent la relation ou, pour témoin, la couleur de la première forme. À
 graine égale, tous partent du même socle et voient les mêmes scènes ; ce qui est dit à 1 % l'est aussi à 5 %. D'autres
-bras changent une chose : images retournées, mots mélangés, légendes permutées, positions, architecture.
+bras changent une chose : images retournées, mots mélangés, légendes permutées, positions, architecture ; ou
+apprennent aussi, face à chaque image, à préférer sa légende à la légende contraire.
 
 `minidalle/results/dose.json` garde les comptes, bras par bras, dès qu'un bras est fini.
 """
@@ -20,6 +21,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm import tqdm
 
@@ -51,6 +53,8 @@ DOSES = (0.0005, 0.01, 0.05, 0.25, 1.0)
 MIDDLE = 0.25  # dose où la relation s'apprend sans être sue
 DILUTED = 5
 FLIPPED, SHUFFLED, BLIND = "images retournées", "mots mélangés", "légendes permutées"
+OPPOSED = "légendes contraires"
+CONTRAST = 0.02
 
 
 @dataclass(frozen=True)
@@ -91,7 +95,7 @@ class Arm:
         subject: « relation » ou « couleur ».
         dose: part des légendes qui le disent.
         base: clé de `BASES`.
-        cause: `FLIPPED`, `SHUFFLED`, `BLIND` ou rien.
+        cause: `FLIPPED`, `SHUFFLED`, `BLIND`, `OPPOSED` ou rien.
         times: combien de fois le budget de pas.
     """
 
@@ -131,20 +135,27 @@ def plan(seeds: tuple[int, ...]) -> Iterator[Arm | int]:
     yield from (Arm("couleur", MIDDLE, seed, base) for base in OTHERS for seed in seeds)
     # Autant de légendes qui parlent, mais plus diluées : est-ce la part qui compte, ou le nombre ?
     yield from (Arm(s, MIDDLE / DILUTED, seed, times=DILUTED) for s in VALUES for seed in seeds)
+    # Le remède, et ce que donnerait son prix dépensé en pas ordinaires.
+    for change in ({"cause": OPPOSED}, {"times": 2}):
+        yield from (replace(a, **change) for a in middle)
+        yield from (replace(a, base="encodeur et décodeur", **change) for a in middle)
 
 
 # --- un bras --------------------------------------------------------------------------------------
 
 
 def batches(world: World, arm: Arm, said: list[int]) -> Batches:
-    """Lots (texte, jetons d'image) d'un bras ; `said` reçoit le nombre de légendes de chacun qui disent le sujet."""
+    """Lots (texte, jetons d'image) d'un bras ; `said` reçoit le nombre de légendes de chacun qui disent le sujet.
 
-    def batch(rng: np.random.Generator, n: int) -> tuple[Tensor, Tensor]:
+    Un bras `OPPOSED` reçoit aussi la légende contraire, ou la même si elle ne dit rien : (texte, image, contraire).
+    """
+
+    def batch(rng: np.random.Generator, n: int) -> tuple[Tensor, ...]:
         # Tout se tire, même ce qui ne sert pas : à graine égale, les bras voient les mêmes scènes.
         rows, first = rng.integers(world.tested, len(world.scenes), n), rng.integers(0, 2, n)
         told, turned = rng.random(n) < arm.dose, rng.random(n) < 0.5
         keys = rng.random((n, world.length))
-        text, _ = world.tell(arm.subject, rows, first, told)
+        text, (a, value, b) = world.tell(arm.subject, rows, first, told)
         image = world.image[rows]
         said.append(int(told.sum()))
         if arm.cause == FLIPPED:
@@ -154,9 +165,34 @@ def batches(world: World, arm: Arm, said: list[int]) -> Batches:
             text = text.gather(1, torch.from_numpy(order))
         if arm.cause == BLIND:
             text = text.roll(1, 0)
+        if arm.cause == OPPOSED:
+            return text, image, world.captions[arm.subject][a, np.where(told, value ^ 1, value), b]
         return text, image
 
     return batch
+
+
+class Contrasted(nn.Module):
+    """Un modèle qui apprend aussi à préférer, pour chaque image, sa légende à la légende contraire.
+
+    À la perte s'ajoute `CONTRAST` fois −ln p(image | légende) / (p(image | légende) + p(image | contraire)) : au plus
+    ln 2 pour qui ne fait pas la différence, presque rien pour qui la fait. C'est l'apprentissage contrastif de CLIP,
+    où la seule autre légende du lot serait la plus difficile.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def loss(self, text: Tensor, image: Tensor, opposite: Tensor) -> dict[str, Tensor]:
+        losses, told = self.model.loss(text, image), (text != opposite).any(1)
+        if not told.any():
+            return losses
+        right, wrong = self.model.nats(
+            torch.cat([text[told], opposite[told]]), image[told].repeat(2, 1, 1)
+        ).chunk(2)
+        contrast = F.softplus(right - wrong).sum() / len(text)
+        return losses | {"loss": losses["loss"] + CONTRAST * contrast, "contraste": contrast}
 
 
 def fresh(world: World | FullWorld, base: str, seed: int) -> nn.Module:
@@ -213,7 +249,8 @@ def run(world: World, arm: Arm, model: nn.Module, budget: Budget) -> dict:
 
     every = budget.steps * arm.times // budget.marks
     steps = list(range(every, budget.marks * every + 1, every))
-    marks = follow(model, batches(world, arm, said), arm.seed, steps, glance, arm.name)
+    taught = Contrasted(model) if arm.cause == OPPOSED else model
+    marks = follow(taught, batches(world, arm, said), arm.seed, steps, glance, arm.name)
     # Sans légende qui en parle, ou sans légende à elle, un modèle donne le hasard des deux sujets.
     subjects = VALUES if not arm.dose or arm.cause == BLIND else (arm.subject,)
     end = {
