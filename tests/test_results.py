@@ -7,6 +7,7 @@ from importlib import resources
 
 import numpy as np
 import pytest
+import torch
 from scipy.stats import binomtest
 
 from minidalle.evaluation.oracle import read
@@ -14,7 +15,7 @@ from minidalle.evaluation.requests import CATEGORIES, SEEN_ONLY, STUDY, judge, r
 from minidalle.evaluation.study import plan, verdicts
 from minidalle.evaluation.study_files import RESULTS, read_summary
 from minidalle.evaluation.study_summary import counts
-from minidalle.generation import TextToImage
+from minidalle.generation import TextToImage, to_pixels
 from tools.diagnostic import CASES, EVERY, STEPS
 
 
@@ -35,6 +36,18 @@ def test_every_pair_has_a_grade_from_every_rater():
         (*p, r) for p in pairs for r in raters
     }
     assert {row["note"] for row in rows} <= set("01234")
+
+
+def test_the_judged_drawings_are_tokens_of_the_packaged_dictionary():
+    """Ce que les juges ont vu se redessine : un autre dictionnaire n'en ferait que du bruit."""
+    desk, painter = stored("juges"), TextToImage.load()
+    weights = resources.files("minidalle") / "weights" / "vqvae.safetensors"
+    assert desk["oeil"] == hashlib.sha256(weights.read_bytes()).hexdigest()
+    rows = [s["jetons"] for s in desk["images"] if "jetons" in s]
+    rows += [row for case in desk["classement"] for row in case["jetons"]]
+    tokens = torch.tensor([[int(token) for token in row.split()] for row in rows]).view(-1, 8, 8)
+    assert len(tokens) == 6 + 16
+    assert np.median([reading.left for reading in read(to_pixels(painter.vqvae.decode(tokens)))]) < 0.05
 
 
 def test_every_remedy_is_followed_on_every_seed():

@@ -27,6 +27,7 @@ from tqdm import tqdm
 
 from minidalle.checkpoints import WEIGHTS, load_model
 from minidalle.errors import MinidalleError
+from minidalle.evaluation.arms import BLIND, FLIPPED, OPPOSED, SHUFFLED
 from minidalle.files import atomic_write
 from minidalle.models.dalle import DALLE
 from minidalle.models.dalle_mini import DALLEMini
@@ -52,9 +53,8 @@ OTHERS = tuple(BASES)[1:]
 DOSES = (0.0005, 0.01, 0.05, 0.25, 1.0)
 MIDDLE = 0.25  # dose où la relation s'apprend sans être sue
 DILUTED = 5
-FLIPPED, SHUFFLED, BLIND = "images retournées", "mots mélangés", "légendes permutées"
-OPPOSED = "légendes contraires"
-CONTRAST = 0.02
+# Choisi sur une graine à part, la 9, contre 0,01 et 0,25 : le plus de bits à la fin.
+CONTRAST = 0.05
 
 
 @dataclass(frozen=True)
@@ -133,12 +133,12 @@ def plan(seeds: tuple[int, ...]) -> Iterator[Arm | int]:
     yield from (replace(arm, cause=FLIPPED) for arm in middle)
     yield from (replace(arm, base=base) for base in OTHERS for arm in full)
     yield from (Arm("couleur", MIDDLE, seed, base) for base in OTHERS for seed in seeds)
-    # Autant de légendes qui parlent, mais plus diluées : est-ce la part qui compte, ou le nombre ?
-    yield from (Arm(s, MIDDLE / DILUTED, seed, times=DILUTED) for s in VALUES for seed in seeds)
     # Le remède, et ce que donnerait son prix dépensé en pas ordinaires.
     for change in ({"cause": OPPOSED}, {"times": 2}):
         yield from (replace(a, **change) for a in middle)
         yield from (replace(a, base="encodeur et décodeur", **change) for a in middle)
+    # Autant de légendes qui parlent, mais plus diluées : est-ce la part qui compte, ou le nombre ?
+    yield from (Arm(s, MIDDLE / DILUTED, seed, times=DILUTED) for s in VALUES for seed in seeds)
 
 
 # --- un bras --------------------------------------------------------------------------------------
@@ -186,12 +186,11 @@ class Contrasted(nn.Module):
 
     def loss(self, text: Tensor, image: Tensor, opposite: Tensor) -> dict[str, Tensor]:
         losses, told = self.model.loss(text, image), (text != opposite).any(1)
-        if not told.any():
-            return losses
-        right, wrong = self.model.nats(
-            torch.cat([text[told], opposite[told]]), image[told].repeat(2, 1, 1)
-        ).chunk(2)
-        contrast = F.softplus(right - wrong).sum() / len(text)
+        contrast = torch.zeros(())
+        if told.any():
+            both = torch.cat([text[told], opposite[told]])
+            right, wrong = self.model.nats(both, image[told].repeat(2, 1, 1)).chunk(2)
+            contrast = F.softplus(right - wrong).sum() / len(text)
         return losses | {"loss": losses["loss"] + CONTRAST * contrast, "contraste": contrast}
 
 

@@ -4,8 +4,13 @@ La première commande écrit dans DOSSIER douze images et quatre légendes pour 
 fait noter, et, dans DOSSIER/classement, une planche de dessins à ranger, dont `RANKS` garde le rang. La seconde met
 images, notes et rangs dans `minidalle/results/juges.json`, que relit le chapitre « CLIP comme juge ». Les dessins y
 sont en jetons : tirés sur une autre machine, ils pourraient différer de ceux que l'on a vus.
+
+Ceux du fichier livré furent dessinés et notés par une version antérieure ; quand le dictionnaire d'images a changé,
+ils ont été décodés par l'ancien et réencodés par le nouveau (30,6 dB). Relancer cette commande en dessine d'autres,
+dont les rangs de `RANKS` ne diraient rien.
 """
 
+import hashlib
 import json
 import sys
 from dataclasses import asdict
@@ -15,6 +20,7 @@ import numpy as np
 from PIL import Image
 
 from minidalle import plots
+from minidalle.checkpoints import find_weights
 from minidalle.data import scenes
 from minidalle.evaluation.ratings import read_ratings
 from minidalle.files import atomic_write
@@ -50,6 +56,7 @@ def main(folder: Path, notes: Path | None = None) -> int:
     read_ratings(notes)  # lève, si ce n'est pas un fichier de notes
     report = {
         "graine": SEED,
+        "oeil": hashlib.sha256(find_weights("vqvae").read_bytes()).hexdigest(),
         "images": [subject for subject, _ in subjects],
         "notes": notes.read_text(encoding="utf-8").splitlines(),
         "classement": [
