@@ -14,6 +14,7 @@ from minidalle.evaluation.proportions import equivalence
 from minidalle.evaluation.statistics import Estimate, Undefined
 
 FLIPPED, SHUFFLED, BLIND = "images retournées", "mots mélangés", "légendes permutées"
+OPPOSED = "légendes contraires"
 ONE, TWO = "positions 1d", "encodeur et décodeur"
 FULL, QUARTER = ("relation", 1.0), ("relation", 0.25)
 CASES = {  # bras de référence, ce que change le bras accusé, et la part qu'on regarde
