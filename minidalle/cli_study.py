@@ -13,8 +13,8 @@ from minidalle.errors import MinidalleError
 from minidalle.typer_fr import natural, number, progress_bar, quoted
 
 if TYPE_CHECKING:
+    from minidalle.evaluation.study import Item
     from minidalle.evaluation.study_files import Row
-    from minidalle.generation import TextToImage
 
 EPILOG = (
     "Exemples : minidalle evaluate study --model scenes --out etude --n 100\n"
@@ -96,8 +96,9 @@ def study(
 
     Chaque dessin est lu par l'oracle, puis jugé par sa demande, par la demande contraire et par une autre : les deux
     dernières mesurent le hasard. Arrêtée, l'étude reprend par --resume sans rien perdre ni refaire. L'oracle ne lit
-    que des dessins du monde du livre, ni photographies ni autres styles : un modèle publié s'étudie à la main, par
-    « minidalle generate » puis « minidalle rate ».
+    que des dessins du monde du livre, ni photographies ni autres styles. Un modèle publié reçoit les mêmes demandes,
+    en anglais, et ses verdicts restent vides jusqu'à ce que des humains les rendent, par « minidalle rate » sur le
+    dossier « a-noter » de l'étude ; --resume lit ensuite leurs notes dans son fichier « notes.csv ».
     """
     from minidalle.evaluation.requests import STUDY
     from minidalle.evaluation.study import plan
@@ -128,29 +129,38 @@ def study(
 
 def _study_model(name: str, out: Path, items: Sequence, about: dict, settings: dict, resume: bool) -> None:
     from minidalle.checkpoints import find_weights
+    from minidalle.evaluation.english import EnglishPainter
     from minidalle.evaluation.study import opposites, run, strange
     from minidalle.evaluation.study_files import OPPOSITES, read_table
     from minidalle.generation import TextToImage
     from minidalle.sampling import check_guidance, check_sampling
+    from minidalle.text import ByteTokenizer
 
     check_sampling(settings["temperature"], None, settings["top_p"])
     weights = find_weights(name)
     painter = TextToImage.load(weights)
-    _check_world(painter, name)
     if settings["guidance"] is None:
         settings["guidance"] = painter.guidance
     check_guidance(settings["guidance"])
     digest = hashlib.sha256(weights.read_bytes()).hexdigest()
     about = {"model": model_name(weights), "sha256": digest} | about | {"settings": settings}
+    # Un modèle publié lit l'anglais et dessine des photographies, que l'oracle ne sait pas lire.
+    published = isinstance(painter.tokenizer, ByteTokenizer)
+    if published:
+        painter, about = EnglishPainter(painter), about | {"language": "anglais"}
     try:
         with progress_bar("dessins", len(items) + len(opposites(items))) as bar:
-            rows = run(painter, out, items, about, settings=settings, resume=resume, progress=bar.update)
+            options = {"settings": settings, "resume": resume, "blind": published}
+            rows = run(painter, out, items, about, progress=bar.update, **options)
     except KeyboardInterrupt:
         typer.echo(f"Ce qui est fait est dans « {out} » : continuer avec --resume.", err=True)
         raise
     notes = []
     if unknown := painter.read([item.request.prompt for item in items])[1]:
         notes.append(f"Ce modèle n'a jamais lu certains mots de l'étude : {quoted(unknown)}.")
+    if published:
+        _conclude_by_eye(out, rows, items, about, notes)
+        return
     if left := strange(rows):
         notes.append(
             f"L'oracle n'explique pas le dessin médian (part inexpliquée : {100 * left:.0f} %) : ce modèle n'a pas "
@@ -159,16 +169,45 @@ def _study_model(name: str, out: Path, items: Sequence, about: dict, settings: d
     _conclude(out, rows, about, notes, read_table(out / f"{OPPOSITES}.csv"))
 
 
-def _check_world(painter: "TextToImage", name: str) -> None:
-    """Refuse un modèle publié : l'oracle ne sait pas lire ce qu'il dessine."""
-    from minidalle.text import ByteTokenizer
+def _conclude_by_eye(
+    out: Path, rows: "Sequence[Row]", items: "Sequence[Item]", about: dict, notes: list[str]
+) -> None:
+    """Donne les dessins à noter, lit les notes déjà là, écrit la table et la page, et dit ce qui reste à faire."""
+    from minidalle.evaluation.ratings import read_ratings
+    from minidalle.evaluation.study_files import OPPOSITES, TABLE, read_table, write_table
+    from minidalle.evaluation.study_page import told, told_space
+    from minidalle.evaluation.study_summary import counts, judged, spaces, write_counts
+    from minidalle.evaluation.study_graded import NOTES, graded, steps, write_page, write_to_rate
 
-    if isinstance(painter.tokenizer, ByteTokenizer):
-        raise MinidalleError(
-            f"« {name} » est un modèle publié : il lit l'anglais et dessine des photographies, que l'oracle ne sait "
-            f"pas lire, et ses nombres seraient faux. Le faire dessiner par « minidalle generate », et noter par "
-            f"« minidalle rate »."
+    ratings = read_ratings(out / NOTES) if (out / NOTES).exists() else []
+    rows = graded(rows, items, ratings)
+    done = judged(rows)
+    notes.append(
+        "Ce modèle publié n'a rien appris du monde du livre : « réservées » et « vues » n'y sont que deux tirages."
+    )
+    if ratings and len(done) < len(rows):
+        notes.append(
+            f"Dessins dont toutes les phrases sont notées : {number(len(done))} sur {number(len(rows))}."
         )
+    for note in notes:
+        typer.echo(f"Attention : {note}", err=True)
+    for count in counts(rows):
+        typer.echo(told(count))
+    measured = spaces(rows)
+    for space in measured:
+        typer.echo(f"VISOR, {told_space(space)}")
+    write_table(out / TABLE, rows)
+    write_counts(out / "comptes.csv", rows)
+    raters = sorted({rating.rater for rating in ratings})
+    pages = write_page(out, rows, measured, about, read_table(out / f"{OPPOSITES}.csv"), notes, raters)
+    for path in (write_to_rate(out, rows, items), out / TABLE, out / "comptes.csv", *pages):
+        typer.echo(path)
+    if not done:
+        typer.echo(
+            "Aucun verdict encore : l'oracle ne sait pas lire ces dessins. Les faire noter, puis reprendre :"
+        )
+        for step in steps(out):
+            typer.echo(f"  {step}")
 
 
 def _study_images(images: Path, out: Path, about: dict, resume: bool) -> None:

@@ -36,6 +36,7 @@ from minidalle.evaluation.study_files import (
 )
 
 PACKET = 64  # dessins par paquet
+SLOW_PACKET = 8  # d'un modèle publié : cent fois plus lent et plus lourd, une coupure en perd moins
 SHOWN = 4  # demandes par groupe dont on dessine aussi le contraire, de la même graine : des paires minimales
 LIMITS = {"n": (2, 10**5), "tries": (1, 16), "seed": (0, 10**9)}
 _STRANGE = 0.2  # photographies : 0,5 à 0,6 (mesuré) ; dessins de nos modèles : moins de 0,05
@@ -116,6 +117,7 @@ def run(
     settings: Mapping[str, object] | None = None,
     resume: bool = False,
     progress: Callable[[int], object] | None = None,
+    blind: bool = False,
 ) -> list[Row]:
     """Dessine et juge ; écrit `table.csv`, les dessins et les paires minimales dans `out`.
 
@@ -127,6 +129,7 @@ def run(
         settings: réglages de `draw_many`.
         resume: continuer ce qui est commencé, s'il y a lieu.
         progress: appelé avec le nombre de dessins qui viennent d'être jugés ou retrouvés.
+        blind: ne pas consulter l'oracle, qui ne sait pas lire ces dessins : les verdicts restent vides.
 
     Raises:
         MinidalleError: dossier plein d'autre chose, étude commencée avec autre chose, ou tenue par un autre processus.
@@ -137,7 +140,8 @@ def run(
         if rows is None:
             images = _draw(painter, part, settings)
             strip = path.relative_to(out).with_suffix(".png").as_posix()
-            rows = verdicts(part, read(images), [f"{strip}#{k}" for k in range(len(part))])
+            names = [f"{strip}#{k}" for k in range(len(part))]
+            rows = unread(part, names) if blind else verdicts(part, read(images), names)
             write_strip(path.with_suffix(".png"), images)
             write_table(path.with_suffix(".csv"), rows)  # en dernier : il dit que le paquet est fini
         if progress:
@@ -145,7 +149,8 @@ def run(
         return rows
 
     def packets(where: Path, items: Sequence[Item]) -> list[Row]:
-        parts = [items[i : i + PACKET] for i in range(0, len(items), PACKET)]
+        size = SLOW_PACKET if blind else PACKET
+        parts = [items[i : i + size] for i in range(0, len(items), size)]
         return [row for i, part in enumerate(parts) for row in packet(where / f"{i:05}", part)]
 
     with folder(out, about, resume):
@@ -189,11 +194,10 @@ def verdicts(items: Sequence[Item], readings: Sequence[Reading], images: Sequenc
     """Une ligne par dessin lu."""
     rows = []
     for item, reading, image in zip(items, readings, images, strict=True):
-        asked, seen = item.request, judge(reading, item.request)
+        seen = judge(reading, item.request)
         rows.append(
             Row(
-                *(asked.category, asked.held_out, item.index, item.attempt, item.seed, asked.prompt),
-                *(item.opposite.prompt, asked.place or "", asked.wishes[0].count),
+                *_asked(item),
                 *(seen.present, seen.objects, seen.right, seen.alone, seen.swapped),
                 *(seen.place or "", seen.count, round(seen.left, 4)),
                 judge(reading, item.opposite).right,
@@ -202,6 +206,21 @@ def verdicts(items: Sequence[Item], readings: Sequence[Reading], images: Sequenc
             )
         )
     return rows
+
+
+def unread(items: Sequence[Item], images: Sequence[str]) -> list[Row]:
+    """Une ligne par dessin que personne n'a encore jugé : ses verdicts sont vides."""
+    nothing = *[None] * 5, "", *[None] * 4
+    return [Row(*_asked(item), *nothing, image) for item, image in zip(items, images, strict=True)]
+
+
+def _asked(item: Item) -> tuple:
+    """Ce qu'une ligne dit de la demande."""
+    asked = item.request
+    return (
+        *(asked.category, asked.held_out, item.index, item.attempt, item.seed, asked.prompt),
+        *(item.opposite.prompt, asked.place or "", asked.wishes[0].count),
+    )
 
 
 def strange(rows: Sequence[Row]) -> float | None:

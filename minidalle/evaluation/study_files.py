@@ -8,7 +8,7 @@ import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, get_args
 
 import numpy as np
 from PIL import Image
@@ -23,6 +23,8 @@ REDONE = ("seed", "prompt", "contrast", "image")  # ce que `plan` refait : un r�
 
 class Row(NamedTuple):
     """Une ligne de la table : un dessin, et ce qu'il vaut.
+
+    Un verdict que personne n'a rendu vaut None, et s'écrit vide : ni vrai, ni faux.
 
     Attributes:
         category, held_out, index, attempt, seed, prompt: ce qui était demandé ; voir `Item`.
@@ -44,16 +46,16 @@ class Row(NamedTuple):
     contrast: str
     place: str
     asked: int
-    present: bool
-    objects: bool
-    right: bool
-    alone: bool
-    swapped: bool
+    present: bool | None
+    objects: bool | None
+    right: bool | None
+    alone: bool | None
+    swapped: bool | None
     place_read: str
-    count: int
-    left: float
-    contrast_right: bool
-    other_right: bool
+    count: int | None
+    left: float | None
+    contrast_right: bool | None
+    other_right: bool | None
     image: str
 
 
@@ -190,7 +192,10 @@ def _summary_rows(kept: Sequence[str], lines: Sequence[str]) -> list[Row]:
 
 
 def _kind(kind: type):
-    """De quoi relire une valeur de ce type."""
+    """De quoi relire une valeur de ce type ; vide ne vaut None que si le type l'admet."""
+    if inner := get_args(kind):
+        value = _kind(inner[0])
+        return lambda text: value(text) if text else None
     return (lambda text: bool(int(text))) if kind is bool else kind
 
 

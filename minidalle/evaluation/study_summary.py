@@ -26,15 +26,17 @@ class Count(NamedTuple):
         exact: justes, sans rien d'autre.
         contrast: dessins qui accomplissent la demande contraire : le hasard de qui n'entend pas l'attribut.
         other: dessins qui accomplissent une autre demande de la catégorie : le hasard de qui n'entend rien.
+
+    Un compte vaut None si ce qu'il compte n'a pas été jugé.
     """
 
     category: str
     held_out: bool
     n: int
-    present: int
+    present: int | None
     right: int
-    exact: int
-    swapped: int
+    exact: int | None
+    swapped: int | None
     contrast: int
     other: int
 
@@ -54,17 +56,23 @@ class Count(NamedTuple):
 
 
 def counts(rows: Sequence[Row]) -> list[Count]:
-    """Un compte par catégorie et par part, dans l'ordre de `STUDY`, les réservées d'abord."""
+    """Un compte par catégorie et par part, dans l'ordre de `STUDY`, les réservées d'abord ; des seuls dessins jugés."""
     found = []
     for category in STUDY:
         for held_out in (True, False):
-            group = [r for r in rows if (r.category, r.held_out, r.attempt) == (category, held_out, 0)]
+            of = (category, held_out, 0)
+            group = [r for r in judged(rows) if (r.category, r.held_out, r.attempt) == of]
             if group:
-                told = ((r.present, r.right, r.right and r.alone, r.swapped) for r in group)
-                sums = [sum(column) for column in zip(*told, strict=True)]
+                told = ((r.present, r.right, r.alone and r.right, r.swapped) for r in group)
+                sums = [None if None in column else sum(column) for column in zip(*told, strict=True)]
                 chance = sum(r.contrast_right for r in group), sum(r.other_right for r in group)
                 found.append(Count(category, held_out, len(group), *sums, *chance))
     return found
+
+
+def judged(rows: Sequence[Row]) -> list[Row]:
+    """Les dessins dont quelqu'un, oracle ou humain, a dit s'ils accomplissent la demande."""
+    return [r for r in rows if r.right is not None]
 
 
 def write_counts(path: Path, rows: Sequence[Row]) -> None:
@@ -103,7 +111,7 @@ def spaces(rows: Sequence[Row], seed: int = 0) -> list[Space]:
     for category in SPATIAL:
         for held_out in (True, False):
             tries: dict[int, list[Row]] = {}
-            for r in rows:
+            for r in judged(rows):
                 if (r.category, r.held_out) == (category, held_out):
                     tries.setdefault(r.index, []).append(r)
             if not tries:

@@ -202,6 +202,23 @@ def test_packets_of_other_requests_are_done_again(small, tmp_path):
     assert len(again.drawn) == 10
 
 
+def test_a_blind_study_draws_the_same_and_judges_nothing(small, tmp_path, monkeypatch):
+    run(Painter(), tmp_path / "lue", small, ABOUT)
+    monkeypatch.setattr(study, "read", lambda images: pytest.fail("l'oracle est consulté"))
+    painter, size = Painter(), study.SLOW_PACKET
+    rows = run(painter, tmp_path / "e", small, ABOUT, blind=True)
+    assert read_table(tmp_path / "e/table.csv") == rows == study.unread(small, [row.image for row in rows])
+    verdicts = [row[9:14] + row[15:19] for row in rows]
+    assert set(verdicts) == {(None,) * 9}
+    for row, known in zip(rows, read_table(tmp_path / "lue/table.csv"), strict=True):
+        assert row[:9] == known[:9]
+    assert rows[size].image == "paquets/00001.png#0"
+    whole = written(tmp_path / "e")
+    again = Painter()
+    run(again, tmp_path / "e", small, ABOUT, blind=True, resume=True)
+    assert not again.drawn and written(tmp_path / "e") == whole
+
+
 def test_settings_reach_the_painter_and_odd_pictures_are_refused(small, tmp_path):
     class Odd(Painter):
         def draw_many(self, prompts, seeds, **settings):

@@ -40,6 +40,18 @@ def test_a_table_is_read_back_with_its_types(tmp_path):
     assert (tmp_path / "t.csv").read_text(encoding="utf-8").splitlines()[1].startswith("paire,1,3,0,12,")
 
 
+def test_what_nobody_judged_is_empty_and_neither_true_nor_false(tmp_path):
+    nobody = dict.fromkeys(("present", "right", "alone", "count", "left", "contrast_right", "other_right"))
+    write_table(tmp_path / "t.csv", [ROW._replace(**nobody)])
+    assert read_table(tmp_path / "t.csv") == [ROW._replace(**nobody)]
+    text = (tmp_path / "t.csv").read_text(encoding="utf-8")
+    assert text.endswith(",1,,1,,,0,gauche,,,,,paquets/00000.png#3\n")
+    # Une graine, elle, ne peut pas manquer.
+    (tmp_path / "t.csv").write_text(text.replace(",12,", ",,"), encoding="utf-8")
+    with pytest.raises(MinidalleError, match="n'est pas une table"):
+        read_table(tmp_path / "t.csv")
+
+
 @pytest.mark.parametrize(
     "text", ["", "a,b\n", ",".join(Row._fields) + "\npaire,1\n", ",".join(Row._fields) + "\nx" * 20]
 )

@@ -43,6 +43,16 @@ def test_counts_take_the_first_drawing_of_each_request():
     assert nothing.given is None
 
 
+def test_what_nobody_judged_does_not_count():
+    nobody = [row._replace(right=None) for row in rows(["JJ", "JJ"])]
+    assert counts(nobody) == spaces(nobody) == []
+    (count,) = counts(nobody + rows(["CJ"]))
+    assert (count.n, count.right, count.contrast) == (1, 0, 1)
+    half = [row._replace(present=None, alone=None, swapped=None) for row in rows(["JJ", "CJ"])]
+    (count,) = counts(half)
+    assert count[3:] == (None, 1, None, None, 1, 2) and count.given is None
+
+
 def test_counts_are_written(tmp_path):
     table = rows(["JJ", "CJ"])
     write_counts(tmp_path / "c.csv", table)
