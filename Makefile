@@ -50,6 +50,7 @@ lint: $(INSTALLED) ## vérifie le style du code et de la prose
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/python -m tools.prose
+	@$(BIN)/python -m tools.spelling
 
 format: $(INSTALLED) ## met le code en forme
 	@$(BIN)/ruff check --fix .

@@ -17,7 +17,11 @@ PDF = "PDF et son journal"
 
 # Nom de l'étape, commandes, étape dont elle a besoin.
 STEPS = [
-    ("style du code", [[*RUFF, "check", "."], [*RUFF, "format", "--check", "."]], None),
+    (
+        "style du code",
+        [[*RUFF, "check", "."], [*RUFF, "format", "--check", "."], [sys.executable, "-m", "tools.spelling"]],
+        None,
+    ),
     ("bibliothèque", [[*PYTEST, "-m", "not book"]], None),
     ("construction du livre", [[sys.executable, "-m", "tools.book", "html"]], None),
     ("pages du livre", [[*PYTEST, "tests/book"]], "construction du livre"),
