@@ -175,9 +175,9 @@ def _conclude_by_eye(
     """Donne les dessins à noter, lit les notes déjà là, écrit la table et la page, et dit ce qui reste à faire."""
     from minidalle.evaluation.ratings import read_ratings
     from minidalle.evaluation.study_files import OPPOSITES, TABLE, read_table, write_table
+    from minidalle.evaluation.study_graded import NOTES, graded, steps, write_page, write_to_rate
     from minidalle.evaluation.study_page import told, told_space
     from minidalle.evaluation.study_summary import counts, judged, spaces, write_counts
-    from minidalle.evaluation.study_graded import NOTES, graded, steps, write_page, write_to_rate
 
     ratings = read_ratings(out / NOTES) if (out / NOTES).exists() else []
     rows = graded(rows, items, ratings)

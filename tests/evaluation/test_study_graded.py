@@ -13,8 +13,8 @@ from minidalle.evaluation.rating_page import choose
 from minidalle.evaluation.ratings import Rating
 from minidalle.evaluation.study import plan, run
 from minidalle.evaluation.study_files import read_strip, read_table
-from minidalle.evaluation.study_summary import counts, spaces
 from minidalle.evaluation.study_graded import captions, graded, steps, write_page, write_to_rate
+from minidalle.evaluation.study_summary import counts, spaces
 from tests.painters import Painter
 
 ABOUT = {
