@@ -6,6 +6,7 @@ import hashlib
 import importlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -238,3 +239,20 @@ def test_interrupt_leaves_nothing(project, number):
     assert left_running(root) == []
     assert errors.strip() == "Interrompu : l'arbre de travail est intact, les copies sont effacées."
     assert [path.name for path in root.parent.iterdir()] == ["projet"]
+
+
+def test_every_mutant_of_the_project_still_applies(tmp_path):
+    """Un diff que le module a dépassé ne garde plus rien."""
+    shutil.copytree(
+        TOOL.parents[1] / "minidalle", tmp_path / "minidalle", ignore=lambda folder, names: {"weights"}
+    )
+    free = {k: v for k, v in os.environ.items() if not k.startswith("GIT_")}
+    free["GIT_CEILING_DIRECTORIES"] = str(tmp_path.parent)
+    stale = [
+        path.name
+        for path in sorted((TOOL.parents[1] / "tests/mutants").glob("*.patch"))
+        if subprocess.run(
+            ["git", "apply", "--check", path], cwd=tmp_path, env=free, capture_output=True
+        ).returncode
+    ]
+    assert not stale
