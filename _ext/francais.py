@@ -1,14 +1,16 @@
 """Le français du livre : espaces insécables, citations, et noms des preuves dans le PDF."""
 
 import re
+import unicodedata
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 from docutils import nodes
-from pybtex.database import Entry
+from pybtex.database import Entry, Person
 from pybtex.plugin import register_plugin
 from pybtex.style.formatting.unsrt import Style as Unsrt
 from pybtex.style.labels import BaseLabelStyle
+from pybtex.style.sorting.author_year_title import SortingStyle
 from pybtex.style.template import Node, names, sentence
 from sphinx.application import Sphinx
 from sphinx.transforms import SphinxTransform
@@ -78,7 +80,7 @@ BIBLIOGRAPHY_WORDS = {
     "in": "dans",
     "of": "de",
     "edition": "édition",
-    "URL:": "URL :",
+    "URL:": "URL\u00a0:",
     "PhD thesis": "thèse",
 }
 
@@ -86,6 +88,20 @@ BIBLIOGRAPHY_WORDS = {
 @dataclass
 class AuthorYear(AuthorYearReferenceStyle):
     person: PersonStyle = field(default_factory=lambda: PersonStyle(sep2=" et ", last_sep=" et "))
+
+
+def surname(person: Person) -> str:
+    """Le nom tel qu'il se lit : « Łańcucki », « OpenAI », et non leur code BibTeX."""
+    return " ".join(str(part) for part in person.rich_prelast_names + person.rich_last_names)
+
+
+class Sorting(SortingStyle):
+    """L'ordre du dictionnaire, sans accents : Łańcucki à L, non après Z."""
+
+    def person_key(self, person: Person) -> str:
+        name = f"{surname(person)}  {' '.join(person.first_names + person.middle_names)}".lower()
+        name = unicodedata.normalize("NFD", name.replace("ł", "l").replace("ø", "o"))
+        return "".join(sign for sign in name if not unicodedata.combining(sign))
 
 
 class Labels(BaseLabelStyle):
@@ -97,14 +113,13 @@ class Labels(BaseLabelStyle):
             yield label + (chr(ord("a") + labels[:i].count(label)) if twins else "")
 
     def _label(self, entry: Entry) -> str:
-        people = [" ".join(p.prelast_names + p.last_names) for p in entry.persons.get("author", [])]
-        people = people or [entry.key]
+        people = [surname(person) for person in entry.persons.get("author", [])] or [entry.key]
         who = " et ".join(people) if len(people) < 3 else f"{people[0]} et al."
         return f"{who}, {entry.fields.get('year', 's. d.')}"
 
 
 class FrenchStyle(Unsrt):
-    default_label_style, default_sorting_style = "etiquettes", "author_year_title"
+    default_label_style, default_sorting_style = "etiquettes", "dictionnaire"
 
     def format_names(self, role: str, as_sentence: bool = True) -> Node:
         people = names(role, sep=", ", sep2=" et ", last_sep=" et ")
@@ -153,6 +168,7 @@ def translate_proofs(app: Sphinx, doctree: nodes.document, docname: str) -> None
 def setup(app: Sphinx) -> dict:
     register_reference_plugin("sphinxcontrib.bibtex.style.referencing", "auteur_annee", AuthorYear)
     register_plugin("pybtex.style.labels", "etiquettes", Labels)
+    register_plugin("pybtex.style.sorting", "dictionnaire", Sorting)
     register_plugin("pybtex.style.formatting", "francais", FrenchStyle)
     app.add_transform(ReadSpaces)
     app.add_post_transform(WriteSpaces)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from tools.book import log_faults
 from tools.check import NBVAL
 
 ROOT = Path(__file__).parents[1]
@@ -154,3 +155,27 @@ def test_pdf_names_the_missing_packages(book: Book) -> None:
     assert status != 0
     assert "sudo apt-get install --no-install-recommends texlive-xetex" in output
     assert not (book.folder / "_build").exists()
+
+
+@pytest.mark.parametrize(
+    ("line", "told"),
+    [
+        ("Missing character: There is no 🐑 in font texgyrepagella!", "🐑"),
+        (
+            r"Overfull \hbox (41.30208pt too wide) detected at line 12398",
+            "41.30208 pt, detected at line 12398",
+        ),
+        (r"Overfull \vbox (10.5pt too high) has occurred while \output is active []", "10.5 pt"),
+        ("LaTeX Warning: Float too large for page by 35.2pt on input line 1250.", "line 1250"),
+        ("LaTeX Warning: There were undefined references.", "undefined references"),
+        ("LaTeX Warning: There were multiply-defined labels.", "multiply-defined"),
+    ],
+)
+def test_pdf_is_refused_when_its_log_tells_a_fault(line: str, told: str) -> None:
+    (fault,) = log_faults(f"[12]\n{line}\n []\n\n[13]\n")
+    assert told in fault
+
+
+def test_pdf_allows_what_nobody_sees() -> None:
+    log = r"Overfull \hbox (7.2pt too wide) in paragraph at lines 5--6\nUnderfull \vbox (badness 10000)"
+    assert log_faults(log + "\nLaTeX Warning: Label(s) may have changed.\n") == []

@@ -3,8 +3,9 @@
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pybtex.database import Entry, Person
 
-from _ext.francais import NBSP, NNBSP, typeset
+from _ext.francais import NBSP, NNBSP, Labels, Sorting, typeset
 
 
 @pytest.mark.parametrize(
@@ -40,3 +41,23 @@ def test_only_spaces_change_and_once(source: str) -> None:
     done = typeset(source)
     assert typeset(done) == done
     assert "".join(done.split()) == "".join(source.split())
+
+
+def test_bibliography_reads_and_sorts_names_as_they_are_pronounced() -> None:
+    authors = [
+        "Zhang, Richard",
+        r"{\L}a{\'n}cucki, Adrian",
+        "{OpenAI}",
+        "van den Oord, Aäron",
+        "Élie, Jean",
+        "Le, Quoc",
+    ]
+    entries = [Entry("misc", {"year": "2021"}, {"author": [Person(author)]}) for author in authors]
+    assert list(Labels().format_labels(Sorting().sort(entries))) == [
+        f"{name}, 2021" for name in ("Élie", "Łańcucki", "Le", "OpenAI", "van den Oord", "Zhang")
+    ]
+
+
+def test_twin_references_are_told_apart() -> None:
+    entries = [Entry("misc", {"year": "2021"}, {"author": [Person("{OpenAI}")]}) for _ in range(2)]
+    assert list(Labels().format_labels(entries)) == ["OpenAI, 2021a", "OpenAI, 2021b"]

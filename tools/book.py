@@ -21,6 +21,7 @@ from pathlib import Path
 BUILD = Path("_build")
 CACHE = BUILD / ".jupyter_cache"
 CHAPTERS = Path("chapters")
+OVERFLOW = 10.0  # points ; un mot ou une figure qui dépasse de moins se voit à peine
 KERNEL = {"name": "python3", "display_name": "Python 3", "language": "python"}
 
 # Ce que xelatex demande : un fichier témoin de chaque paquet Debian, cherché par kpsewhich puis fontconfig.
@@ -162,6 +163,18 @@ def missing_packages() -> list[str]:
     return [package for package, witness in PDF_PACKAGES.items() if not present(witness)]
 
 
+def log_faults(log: str) -> list[str]:
+    """Ce que le journal de xelatex dit de grave : un signe absent, un débordement visible, un renvoi mort."""
+    faults = []
+    if lost := sorted(set(re.findall(r"Missing character: There is no (\S+)", log))):
+        faults.append(f"signes absents des polices, à ajouter dans _latex/minidalle.sty : {' '.join(lost)}")
+    for points, place in re.findall(r"Overfull \\.box \(([\d.]+)pt too (?:wide|high)\) (.*)", log):
+        if float(points) > OVERFLOW:
+            faults.append(f"débordement de {points} pt, {place}")
+    # Une figure plus haute que la page, un renvoi sans cible, une étiquette double.
+    return faults + re.findall(r"LaTeX Warning: ((?:Float too large|There were) .*)", log)
+
+
 def pdf() -> None:
     if packages := missing_packages():
         sys.exit(
@@ -172,8 +185,8 @@ def pdf() -> None:
     with lock():
         build("pdflatex", output)
         log = (output / "minidalle.log").read_text(encoding="utf-8", errors="replace")
-    if lost := sorted(set(re.findall(r"Missing character: There is no (\S+)", log))):
-        sys.exit(f"Signes absents des polices du PDF, à ajouter dans _latex/minidalle.sty : {' '.join(lost)}")
+    if faults := log_faults(log):
+        sys.exit("\nLe PDF n'est pas présentable :\n" + "\n".join(f"- {fault}" for fault in faults))
     print(f"\nLe PDF est construit : {output / 'minidalle.pdf'}")
 
 
