@@ -2,10 +2,13 @@
 
 La directive `{temps-execution}` est remplacée par un tableau « page, durée » quand tous les chapitres
 sont exécutés ; une durée est celle de la dernière exécution réelle, même si la page vient du cache. Elle est dite
-aussi, avec le nombre de mots, au bout de la ligne « **Temps** » qui ouvre chaque chapitre.
+aussi, avec le nombre de mots, au bout de la ligne « **Temps** » qui ouvre chaque chapitre ; une annexe, qui n'a
+pas cette ligne, en reçoit une. `tools/sommaire.py` relit ce que ces lignes disent.
 """
 
+import re
 import shutil
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import jupytext
@@ -19,6 +22,16 @@ from sphinx.util import logging
 from sphinx.util.docutils import SphinxDirective
 
 LOGGER = logging.getLogger(__name__)
+
+WORDS_PER_MINUTE = 150  # une annexe se lit d'un trait ; un chapitre, plus lentement, dit lui-même son temps
+SHORTEST = 100  # mots : en deçà, une page n'a pas de temps de lecture à dire
+SPOKEN = {
+    "dix minutes": 10,
+    "une demi-heure": 30,
+    "trois quarts d'heure": 45,
+    "une petite heure": 50,
+    "une heure": 60,
+}
 
 
 class ExecutionTimes(nodes.General, nodes.Element):
@@ -39,22 +52,52 @@ class FillExecutionTimes(SphinxPostTransform):
 
 
 class TellMeasures(SphinxPostTransform):
-    """Ajoute à la ligne « Temps » d'un chapitre sa longueur et sa durée, mesurées."""
+    """Ajoute à la ligne « Temps » d'un chapitre sa longueur et sa durée, mesurées ; à une annexe, la ligne."""
 
-    default_priority = 400
+    default_priority = 29  # après les renvois (10), avant que le PDF n'emporte les solutions ailleurs (30)
 
     def run(self) -> None:
-        data = executed(self.env).get(self.env.docname)
-        labels = (node for node in self.document.findall(nodes.strong) if node.astext() == "Temps")
-        if data is None or (label := next(labels, None)) is None:
-            return
-        words = sum(len(node.astext().split()) for node in self.document.findall(nodes.paragraph))
-        told = f" Mesuré à la construction\u00a0: {_grouped(words)} mots, {data['runtime']:.0f}\u00a0s d’exécution."
-        label.parent += nodes.inline("", told, classes=["mesure"])
+        durations = executed(self.env)
+        for name, page in _pages(self.document, self.env.docname):
+            words = count_words(node.astext() for node in page.findall(_is_read))
+            labels = (node for node in page.findall(nodes.strong) if node.astext() == "Temps")
+            if label := next(labels, None):
+                if data := durations.get(name):
+                    told = f"{grouped(round(words, -2))} mots, {data['runtime']:.0f}\u00a0s d’exécution."
+                    told = f" Mesuré à la construction\u00a0: {told}"
+                    label.parent += nodes.inline("", told, classes=["mesure"])
+            elif words >= SHORTEST and name != self.config.root_doc:
+                title = next(iter(page.findall(nodes.title)))
+                told = f"\u00a0: environ {max(1, round(words / WORDS_PER_MINUTE))}\u00a0min de lecture."
+                line = nodes.paragraph("", "", nodes.strong(text="Temps"), nodes.Text(told))
+                title.parent.insert(title.parent.index(title) + 1, line)
 
 
-def _grouped(number: int) -> str:
-    return f"{round(number, -2):,}".replace(",", "\u202f")
+def _pages(document: nodes.document, name: str) -> Iterator[tuple[str, nodes.Element]]:
+    """Nom et contenu de chaque page : une seule en HTML ; dans le PDF, toutes sont cousues en un document."""
+    sewn = [(file["docname"], file) for file in document.findall(addnodes.start_of_file)]
+    yield from sewn or [(name, document)]
+
+
+def _is_read(node: nodes.Node) -> bool:
+    return isinstance(node, nodes.paragraph) and not isinstance(node.parent, nodes.citation)
+
+
+def count_words(paragraphs: Iterable[str]) -> int:
+    """Mots des paragraphes d'une page : ni le code, ni les légendes, ni les titres."""
+    return sum(len(paragraph.split()) for paragraph in paragraphs)
+
+
+def reading_minutes(line: str) -> int | None:
+    """Minutes de lecture que dit une ligne « Temps », en lettres ou en chiffres ; None si elle n'en dit pas."""
+    found = re.search(r"Temps\s:\s+(?:environ\s+(\d+)\smin|([^;,.]+?))\s+de lecture", line)
+    if found is None:
+        return None
+    return int(found[1]) if found[1] else SPOKEN.get(found[2].replace("’", "'"))
+
+
+def grouped(number: int) -> str:
+    return f"{number:,}".replace(",", "\u202f")
 
 
 def executed(env: BuildEnvironment) -> dict[str, dict]:
@@ -81,8 +124,8 @@ def make_table(env: BuildEnvironment) -> nodes.table:
             refexplicit=True,
             refwarn=True,
         )
-        body += _row(link, _seconds(data["runtime"]))
-    body += _row("Total", _seconds(sum(data["runtime"] for data in rows.values())))
+        body += _row(link, seconds(data["runtime"]))
+    body += _row("Total", seconds(sum(data["runtime"] for data in rows.values())))
     group += body
     return nodes.table("", group, classes=["colwidths-given"])
 
@@ -92,7 +135,7 @@ def _row(*cells: str | nodes.Node) -> nodes.row:
     return nodes.row("", *(nodes.entry("", nodes.paragraph("", "", node)) for node in content))
 
 
-def _seconds(value: float) -> str:
+def seconds(value: float) -> str:
     return f"{value:.1f}".replace(".", ",")
 
 
