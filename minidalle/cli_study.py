@@ -15,6 +15,7 @@ from minidalle.typer_fr import natural, number, progress_bar, quoted
 if TYPE_CHECKING:
     from minidalle.evaluation.study import Item
     from minidalle.evaluation.study_files import Row
+    from minidalle.evaluation.study_summary import Space
 
 EPILOG = (
     "Exemples : minidalle evaluate study --model scenes --out etude --n 100\n"
@@ -176,8 +177,7 @@ def _conclude_by_eye(
     from minidalle.evaluation.ratings import read_ratings
     from minidalle.evaluation.study_files import OPPOSITES, TABLE, read_table, write_table
     from minidalle.evaluation.study_graded import NOTES, graded, steps, write_page, write_to_rate
-    from minidalle.evaluation.study_page import told, told_space
-    from minidalle.evaluation.study_summary import counts, judged, spaces, write_counts
+    from minidalle.evaluation.study_summary import judged, write_counts
 
     ratings = read_ratings(out / NOTES) if (out / NOTES).exists() else []
     rows = graded(rows, items, ratings)
@@ -189,13 +189,7 @@ def _conclude_by_eye(
         notes.append(
             f"Dessins dont toutes les phrases sont notées : {number(len(done))} sur {number(len(rows))}."
         )
-    for note in notes:
-        typer.echo(f"Attention : {note}", err=True)
-    for count in counts(rows):
-        typer.echo(told(count))
-    measured = spaces(rows)
-    for space in measured:
-        typer.echo(f"VISOR, {told_space(space)}")
+    measured = _tell(rows, notes)
     write_table(out / TABLE, rows)
     write_counts(out / "comptes.csv", rows)
     raters = sorted({rating.rater for rating in ratings})
@@ -229,8 +223,21 @@ def _conclude(
 ) -> None:
     """Écrit les comptes, les figures et la page, et dit l'essentiel."""
     from minidalle.evaluation.study_files import TABLE
-    from minidalle.evaluation.study_page import told, told_space, write_page
-    from minidalle.evaluation.study_summary import counts, spaces, write_counts
+    from minidalle.evaluation.study_page import write_page
+    from minidalle.evaluation.study_summary import write_counts
+
+    measured = _tell(rows, notes)
+    write_counts(out / "comptes.csv", rows)
+    typer.echo(out / TABLE)
+    typer.echo(out / "comptes.csv")
+    for path in write_page(out, rows, measured, about, opposites, notes):
+        typer.echo(path)
+
+
+def _tell(rows: "Sequence[Row]", notes: Sequence[str]) -> "list[Space]":
+    """Dit les avertissements et les comptes ; rend les mesures d'espace."""
+    from minidalle.evaluation.study_page import told, told_space
+    from minidalle.evaluation.study_summary import counts, spaces
 
     for note in notes:
         typer.echo(f"Attention : {note}", err=True)
@@ -239,8 +246,4 @@ def _conclude(
     measured = spaces(rows)
     for space in measured:
         typer.echo(f"VISOR, {told_space(space)}")
-    write_counts(out / "comptes.csv", rows)
-    typer.echo(out / TABLE)
-    typer.echo(out / "comptes.csv")
-    for path in write_page(out, rows, measured, about, opposites, notes):
-        typer.echo(path)
+    return measured

@@ -139,7 +139,7 @@ def test_the_studies_are_small_and_of_the_packaged_weights():
 
 @pytest.mark.parametrize("name", STUDIES)
 def test_a_slice_of_each_study_is_drawn_and_judged_again(name):
-    """Des lignes prises au hasard : redessinées, elles sont les mêmes, à peu près si la machine arrondit autrement."""
+    """Des lignes prises au hasard : redessinées, elles sont les mêmes, à une près si la machine arrondit autrement."""
     about, rows = read_summary(name)
     stored = {(r.category, r.held_out, r.index, r.attempt): r for r in rows}
     items = [item for item in plan(12, about["seed"], tries=about["tries"]) if item.index < 11]
@@ -154,7 +154,7 @@ def test_a_slice_of_each_study_is_drawn_and_judged_again(name):
         == stored[row.category, row.held_out, row.index, row.attempt]
         for row in again
     ]
-    assert sum(same) >= len(same) - 3, "même sans AVX-512, une ligne sur quatre cents change"
+    assert sum(same) >= len(same) - 1
 
 
 def test_the_drawings_seen_by_eye_are_those_of_the_study():

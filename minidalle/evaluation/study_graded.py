@@ -14,7 +14,6 @@ from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
-from bottle import SimpleTemplate
 from PIL import Image
 
 from minidalle import plots
@@ -26,7 +25,7 @@ from minidalle.evaluation.ratings import Rating, tabulate
 from minidalle.evaluation.requests import SPATIAL, STUDY, Request
 from minidalle.evaluation.study import SHOWN, Item
 from minidalle.evaluation.study_files import Row, read_strip
-from minidalle.evaluation.study_page import PAGE, percent, shares_figure, told_space
+from minidalle.evaluation.study_page import PAGE, percent, rendered, shares_figure, told_space
 from minidalle.evaluation.study_summary import Space, counts, judged
 from minidalle.files import atomic_write
 
@@ -166,7 +165,8 @@ def write_page(
         figure = _uri("svg+xml", file.getvalue())
         with atomic_write(written[0]) as svg:
             svg.write(file.getvalue())
-    text = SimpleTemplate(_PAGE).render(
+    text = rendered(
+        "study_graded.html",
         about={name: _plain(value) for name, value in about.items()},
         notes=notes,
         raters=", ".join(raters),
@@ -216,101 +216,3 @@ def _thumbnail(image: np.ndarray) -> str:
 
 def _uri(kind: str, content: bytes) -> str:
     return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
-
-
-_PAGE = """\
-<!doctype html>
-<html lang="fr">
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta http-equiv="Content-Security-Policy" content="default-src 'none'; img-src data:; style-src 'unsafe-inline'">
-<title>Étude de {{about["model"]}}</title>
-<link rel="icon" href="data:,">
-<style>
-  :root { color-scheme: light dark; font: 1.05rem/1.5 system-ui, sans-serif; }
-  body { max-width: 70rem; margin: 1rem auto; padding: 0 1rem; }
-  p, figcaption { max-width: 44rem; }
-  img { max-width: 100%; background: #fff; border-radius: .4rem; }
-  .table { overflow-x: auto; }
-  table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
-  th, td { padding: .2rem .7rem; border-bottom: 1px solid #8886; text-align: right; white-space: nowrap; }
-  th[scope=row], thead th:first-child { text-align: left; }
-  caption { text-align: left; padding: .4rem 0; }
-  .note { border-left: .3rem solid #D55E00; padding-left: .8rem; }
-  .lines { display: flex; flex-wrap: wrap; gap: 1.2rem 2.5rem; }
-  .line { display: flex; flex-wrap: wrap; gap: .8rem; }
-  .line figure { margin: 0; width: 144px; font-size: .8rem; line-height: 1.3; }
-  .line img { width: 144px; }
-  dl { display: grid; grid-template-columns: max-content 1fr; gap: .1rem 1rem; }
-  dd { margin: 0; overflow-wrap: anywhere; }
-</style>
-<main>
-<h1>Ce que comprend « {{about["model"]}} »</h1>
-% for note in notes:
-<p class="note">{{note}}</p>
-% end
-<p>{{drawings}} dessins, demandés en anglais. L'oracle du livre ne sait pas les lire : des yeux humains les jugent.
-Entièrement jugés : {{done}}{{" (juges : " + raters + ")" if raters else ""}}. Une phrase est accomplie quand plus de la
-moitié de ses juges la disent tout à fait juste. Les crochets sont des intervalles à 95 %, de Wilson.</p>
-% if not counts:
-<h2>Ce qu'il reste à faire</h2>
-<p>Rien n'est encore jugé, et cette page ne dit donc rien de ce que le modèle comprend. Noter, avant de regarder les
-dessins ci-dessous, pour que ce soit à l'aveugle ; mesurer l'accord des juges ; puis reprendre l'étude, avec les mêmes
-options. L'option <code>-n</code> de <code>minidalle rate</code> tire moins d'images, les mêmes pour tous les juges.</p>
-<ol>
-% for step in steps:
-  <li><code>{{step}}</code></li>
-% end
-</ol>
-% else:
-<figure>
-  <img src="{{figure}}" alt="Parts des demandes accomplies, par catégorie ; la table qui suit dit les mêmes nombres.">
-  <figcaption>Demandes accomplies, par catégorie. Le losange est le hasard mesuré : le même dessin, jugé par la demande
-  contraire, où le seul attribut de la catégorie est échangé. Seul l'écart entre les deux dit que le modèle
-  comprend.</figcaption>
-</figure>
-<div class="table"><table>
-  <caption>Premier dessin de chaque demande, s'il est jugé. « Contraire » et « autre demande » : le hasard.</caption>
-  <thead><tr><th scope="col">Catégorie</th><th scope="col">Combinaisons</th><th scope="col">n</th><th scope="col">Objets
-  là</th><th scope="col">Juste</th><th scope="col">Contraire</th><th scope="col">Autre demande</th></tr></thead>
-  <tbody>
-%   for c in counts:
-  <tr><th scope="row" title="{{categories[c.category]}}">{{c.category}}</th>
-  <td>{{"réservées" if c.held_out else "vues"}}</td><td>{{c.n}}</td>
-  <td>{{"–" if c.present is None else percent(c.present / c.n)}}</td><td>{{percent(c.share)}}</td>
-  <td>{{percent(c.chance)}}</td><td>{{percent(c.other / c.n)}}</td></tr>
-%   end
-  </tbody>
-</table></div>
-%   for space in spaces:
-<p>VISOR, {{space}}.</p>
-%   end
-% end
-<h2>Les dessins</h2>
-<p>Ceux des premières demandes de chaque catégorie. Le dernier de chaque groupe est celui de la demande contraire, de la
-même graine.</p>
-% for category, lines in gallery.items():
-<h3>{{category.capitalize()}} : {{categories[category]}}</h3>
-<div class="lines">
-%   for line in lines:
-<div class="line">
-%     for row, image in line:
-  <figure><img src="{{image}}" alt="Dessin de la demande « {{row.prompt}} »"><figcaption>{{row.prompt}}<br><i
-  lang="en">{{translate(row.prompt)}}</i>
-%       if row.right is not None:
-  <br>{{"juste" if row.right else "faux"}}
-%       end
-  </figcaption></figure>
-%     end
-</div>
-%   end
-</div>
-% end
-<h2>Pour refaire</h2>
-<dl>
-% for name, value in about.items():
-  <dt>{{name}}</dt><dd>{{value}}</dd>
-% end
-</dl>
-</main>
-"""

@@ -91,6 +91,12 @@ def _split(found: Sequence[Count]) -> set[bool]:
 # --- page -----------------------------------------------------------------------------------------
 
 
+def rendered(name: str, **values: object) -> str:
+    """La page du gabarit `name`, dans son cadre, `study_frame.html`."""
+    folder = str(resources.files("minidalle.evaluation"))
+    return SimpleTemplate(name=name, lookup=[folder]).render(values)
+
+
 def write_page(
     out: Path,
     rows: Sequence[Row],
@@ -118,9 +124,8 @@ def write_page(
         told = f"{len(pairs)} paires de dessins et leurs phrases ; les deux dessins sont justes dans {both}."
         figures["paires"] = (pairs_figure(pairs), told)
     drawn = {name: (_svg(figure), alt) for name, (figure, alt) in figures.items()}
-    text = SimpleTemplate(
-        (resources.files("minidalle.evaluation") / "study_page.html").read_text("utf-8")
-    ).render(
+    text = rendered(
+        "study_page.html",
         about={name: _said(value) for name, value in about.items()},
         figures={name: (_data_uri(svg), alt) for name, (svg, alt) in drawn.items()},
         counts=found,
