@@ -7,15 +7,15 @@ INSTALLED := $(VENV)/.installed
 
 # Un fil par processus, qui dort quand il attend : sur deux cœurs, tout le reste est plus lent.
 # Sans barres de progression, une sortie de cellule ne dépend pas de la machine.
-book test notebooks pdf mutants: export OMP_NUM_THREADS = 1
-book test notebooks pdf mutants: export TQDM_DISABLE = 1
+book test notebooks pdf links mutants: export OMP_NUM_THREADS = 1
+book test notebooks pdf links mutants: export TQDM_DISABLE = 1
 export OMP_WAIT_POLICY = passive
 export JUPYTER_PREFER_ENV_PATH = 1
 export PYTHONUTF8 = 1
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help install book test notebooks pdf lint format weights mutants clean
+.PHONY: help install book test notebooks pdf links lint format weights mutants clean
 
 help: ## affiche cette liste
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -45,6 +45,9 @@ notebooks: $(INSTALLED) ## convertit les chapitres en carnets dans _build/notebo
 
 pdf: $(INSTALLED) ## construit le PDF par xelatex (paquets du système requis)
 	@$(BIN)/python -m tools.book pdf
+
+links: $(INSTALLED) ## suit chaque lien du livre vers le dehors (réseau requis)
+	@$(BIN)/python -m tools.book links
 
 lint: $(INSTALLED) ## vérifie le style du code et de la prose
 	@$(BIN)/ruff check .

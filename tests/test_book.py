@@ -4,6 +4,9 @@ import os
 import shutil
 import subprocess
 import sys
+import threading
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -16,6 +19,11 @@ HEADER = "---\nfile_format: mystnb\nkernelspec:\n  name: python3\n  display_name
 CELL = "```{code-cell} python3\n%s\n```\n"
 INDEX = "# Un livre d'essai\n\nRien.\n"
 READ = "from pathlib import Path\nprint(Path('../minidalle/value.py').read_text())"
+
+
+class QuietHandler(SimpleHTTPRequestHandler):
+    def log_message(self, *_: object) -> None:
+        """Ne rien écrire : le test lit la sortie de Sphinx."""
 
 
 class Book:
@@ -128,12 +136,50 @@ def test_an_unreproducible_output_fails(book: Book) -> None:
     assert "1 failed, 1 passed" in output
 
 
+def test_an_unreproducible_figure_fails(book: Book) -> None:
+    """La même courbe deux fois passe, quel que soit le jour ; une courbe tirée sans graine, non."""
+    imports = "import random\nimport matplotlib\nfrom matplotlib import pyplot as plt\n"
+    imports += "from matplotlib_inline.backend_inline import set_matplotlib_formats\n"
+    style = "set_matplotlib_formats('svg', 'pdf')\nmatplotlib.rcParams['svg.hashsalt'] = 'essai'"
+    book.page(imports + style, "_ = plt.plot([1, 2])", "_ = plt.plot([random.random()] * 2)")
+    assert book.build()[0] == 0
+    assert book.build("nbval")[0] == 0
+    status, output = book.run("-m", "pytest", *NBVAL)
+    assert status == 1
+    assert "essai.ipynb::Cell 2" in output
+    assert "figure de " in output
+    assert "1 failed, 2 passed" in output
+
+
 def test_a_dead_reference_fails(book: Book) -> None:
     book.page("x = 1")
     book.write("chapters/index.md", INDEX + "\nVoir {ref}`absent`.\n")
     status, output = book.build()
     assert status != 0
     assert "absent" in output
+
+
+def test_a_dead_link_to_the_outside_is_named(book: Book) -> None:
+    """« make links » suit les liens : une adresse qui répond passe, une adresse morte est nommée."""
+    site = book.folder / "site"
+    site.mkdir()
+    (site / "vivante.html").write_text("<title>Oui</title>", encoding="utf-8")
+    handler = partial(QuietHandler, directory=site)
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        address = f"http://127.0.0.1:{server.server_port}"
+        book.page("x = 1")
+        book.write("chapters/index.md", f"{INDEX}\n[Oui]({address}/vivante.html)\n")
+        status, output = book.build("links")
+        assert status == 0, output
+        book.write(
+            "chapters/index.md", f"{INDEX}\n[Oui]({address}/vivante.html) [Non]({address}/morte.html)\n"
+        )
+        status, output = book.build("links")
+        server.shutdown()
+    assert status != 0
+    assert "morte.html" in output
+    assert not (book.folder / "_build/html").exists()  # le livre construit n'est pas touché
 
 
 def test_notebooks_need_nothing_else(book: Book) -> None:

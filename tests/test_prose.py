@@ -1,6 +1,7 @@
 """La prose du livre tient ses règles, et le contrôle voit les fautes qu'il doit voir."""
 
 import re
+from pathlib import Path
 
 import pytest
 
@@ -24,7 +25,9 @@ def test_every_permission_is_used_and_justified() -> None:
     book = "\n".join(block.text for source in sources for block in prose.blocks(source))
     for passage, reason in prose.allowed().items():
         assert len(reason) > 10, f"« {passage} » : donner la raison"
-        assert prose.NUMBER.search(passage), f"« {passage} » ne contient aucun nombre à permettre"
+        assert prose.NUMBER.search(passage) or prose.INTEGER.search(passage), (
+            f"« {passage} » ne contient aucun nombre à permettre"
+        )
         assert passage in book, f"« {passage} » n'est plus dans le livre : retirer la permission"
 
 
@@ -79,6 +82,54 @@ def test_a_bare_number_is_seen(source: str, expected: list[str]) -> None:
 )
 def test_a_sourced_number_is_left_alone(source: str) -> None:
     assert numbers(source) == []
+
+
+def unseen(page: Path, source: str, permitted: dict[str, str] | None = None) -> list[str]:
+    page.write_text(source, encoding="utf-8")
+    found = prose.unseen_integers(source, prose.shown_integers(page), permitted or {})
+    return [number for _, number in found]
+
+
+@pytest.mark.parametrize(
+    ("source", "expected"),
+    [
+        ("Il y a 16 384 codes.", ["16 384"]),
+        ("Il y a 512 codes, soit 9 bits.", ["512"]),
+        ("Ils étaient 12.", ["12"]),
+        ("De 10 à 20, non 30.", ["10", "20", "30"]),
+        ("| a | b |\n|---|---|\n| 16 | 384 |", ["16", "384"]),
+        ("Vrai ailleurs {cite}`a` : 12.\n\nMais ici 13.", ["13"]),
+        ("```{code-cell} python3\nx = 5120\n```\nIl y a 512 codes.", ["512"]),
+        ("Une année n'excuse rien : en 2024, 25 fois.", ["25"]),
+        ("Un nombre de chapitre n'est pas le 7 avril, mais 31 l'est.", ["31"]),
+    ],
+)
+def test_an_integer_nobody_sees_is_a_fault(tmp_path: Path, source: str, expected: list[str]) -> None:
+    assert unseen(tmp_path / "page.md", source) == expected
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "```{code-cell} python3\nx = 16_384\n```\nIl y a 16 384 codes.",
+        "Avec $K = 16\\,384$, il y a 16 384 codes.",
+        "Avec `codes=512`, il y a 512 codes.",
+        "```{math}\n2^{9} = 512\n```\nIl y a 512 codes.",
+        "Il y a {glue:text}`codes` codes et 9 bits.",
+        "Ils en ont 512 {cite}`a`.",
+        "Le 7 août 2026, puis en 2027 ; deux images de 64×64, VGG-16, et 0,25 ou 12.5.",
+        "La table entière cite.\n\n```{list-table}\n* - 512\n  - {cite}`a`\n```",
+        "```{literalinclude} code.py\n```\nIl y a 777 codes.",
+    ],
+)
+def test_an_integer_of_the_page_is_left_alone(tmp_path: Path, source: str) -> None:
+    (tmp_path / "code.py").write_text("SIZE = 777", encoding="utf-8")
+    assert unseen(tmp_path / "page.md", source) == []
+
+
+def test_a_permitted_integer_is_permitted_once(tmp_path: Path) -> None:
+    permitted = {"parmi 1024": "la taille du dictionnaire"}
+    assert unseen(tmp_path / "page.md", "Un jeton parmi 1024, non 1024.", permitted) == ["1024"]
 
 
 def test_a_permission_covers_its_passage_only() -> None:

@@ -1,9 +1,10 @@
-"""Construit le livre : `python -m tools.book {html,pdf,notebooks,nbval}`, à lancer à la racine du projet.
+"""Construit le livre : `python -m tools.book {html,pdf,notebooks,nbval,links}`, à lancer à la racine du projet.
 
 html       _build/html/index.html, chapitres exécutés ; une alerte ou une cellule en erreur le fait échouer
 pdf        _build/latex/minidalle.pdf, par xelatex
-notebooks  _build/notebooks/*.ipynb, sans sorties, pour Jupyter
-nbval      _build/nbval/*.ipynb, avec les sorties textuelles de la dernière construction, pour pytest --nbval
+notebooks  _build/notebooks/*.ipynb, sans sorties, en Markdown ordinaire, pour Jupyter, Colab ou VS Code
+nbval      _build/nbval/*.ipynb, avec les sorties de la dernière construction, textes et figures, pour pytest --nbval
+links      suit chaque lien vers le dehors, par le réseau ; un lien mort le fait échouer
 """
 
 import concurrent.futures
@@ -134,20 +135,26 @@ def execute_ahead(workers: int = 2) -> None:
                 cache.cache_notebook_bundle(bundle, check_validity=False, overwrite=True)
 
 
-def build(builder: str, output: Path) -> None:
+def build(output: Path, *builder: str) -> None:
     """Lance Jupyter Book ; `--all` relit toutes les pages, sinon une faute ancienne resterait tue."""
     shutil.rmtree(output, ignore_errors=True)
     refresh_cache()
     execute_ahead()
     command = [Path(sys.executable).with_name("jupyter-book"), "build", "--all", "-W", "-n", "--keep-going"]
-    if subprocess.run([*command, "--builder", builder, "."], env=kernel_environment()).returncode:
+    if subprocess.run([*command, "--builder", *builder, "."], env=kernel_environment()).returncode:
         sys.exit("\nLe livre n'est pas construit : voir les messages « WARNING » et « ERROR » ci-dessus.")
 
 
 def html() -> None:
     with lock():
-        build("html", BUILD / "html")
+        build(BUILD / "html", "html")
     print(f"\nLe livre est construit : {BUILD / 'html' / 'index.html'}")
+
+
+def links() -> None:
+    with lock():
+        build(BUILD / "linkcheck", "custom", "--custom-builder", "linkcheck")
+    print(f"\nTous les liens mènent quelque part : {BUILD / 'linkcheck' / 'output.txt'}")
 
 
 def missing_packages() -> list[str]:
@@ -183,7 +190,7 @@ def pdf() -> None:
         )
     output = BUILD / "latex"
     with lock():
-        build("pdflatex", output)
+        build(output, "pdflatex")
         log = (output / "minidalle.log").read_text(encoding="utf-8", errors="replace")
     if faults := log_faults(log):
         sys.exit("\nLe PDF n'est pas présentable :\n" + "\n".join(f"- {fault}" for fault in faults))
@@ -209,24 +216,33 @@ def write_notebook(folder: Path, path: Path, notebook) -> None:
 
 
 def notebooks() -> None:
-    folder = BUILD / "notebooks"
+    from jupyter_cache import get_cache
+
+    from _ext.notebooks import Catalogue, glued, plain
+
+    folder, cache = BUILD / "notebooks", get_cache(CACHE)
     with lock():
         shutil.rmtree(folder, ignore_errors=True)
-        for path, notebook in chapters():
-            write_notebook(folder, path, notebook)
+        catalogue, values = Catalogue(Path()), {}
+        pages = list(chapters())
+        for _, notebook in pages:
+            with contextlib.suppress(KeyError):  # pas encore exécuté : la prose garde les noms de ses nombres
+                values |= glued(cache.get_cache_bundle(cache.match_cache_notebook(notebook).pk).nb)
+        for path, notebook in pages:
+            name = path.with_suffix("").as_posix()
+            write_notebook(folder, path, plain(notebook, name, catalogue, values))
     print(f"Les chapitres sont en carnets dans {folder}")
 
 
-def text_outputs(cell) -> list:
-    """Sorties que nbval sait comparer : le texte, sans les images ni la sortie d'erreur."""
+def comparable_outputs(cell) -> list:
+    """Sorties que nbval compare : le texte et les dessins, sans leur double en PDF ni la sortie d'erreur."""
     kept = []
     for output in cell.outputs:
         if output.output_type == "stream" and output.name != "stdout":
             continue
         if "data" in output:
-            output.data = {
-                kind: value for kind, value in output.data.items() if not kind.startswith("image/")
-            }
+            kinds = (kind for kind in output.data if kind != "application/pdf")
+            output.data = {kind: output.data[kind] for kind in kinds}
         kept.append(output)
     return kept
 
@@ -248,9 +264,9 @@ def nbval() -> None:
             executed = [cell for cell in done.cells if cell.cell_type == "code"]
             for number, (cell, source) in enumerate(zip(cells, executed, strict=True), 1):
                 # Sans numéro d'exécution, nbval lance la cellule mais ne compare rien.
-                cell.execution_count, cell.outputs = number, text_outputs(source)
+                cell.execution_count, cell.outputs = number, comparable_outputs(source)
             write_notebook(folder, path, notebook)
 
 
 if __name__ == "__main__":
-    {"html": html, "pdf": pdf, "notebooks": notebooks, "nbval": nbval}[sys.argv[1]]()
+    {"html": html, "pdf": pdf, "notebooks": notebooks, "nbval": nbval, "links": links}[sys.argv[1]]()

@@ -10,7 +10,7 @@ from tools.book import kernel_environment, missing_packages
 RUFF = [sys.executable, "-m", "ruff"]
 PYTEST = [sys.executable, "-m", "pytest", "-rsfE", "-n", "2", "--dist", "loadfile"]
 # Le réglage de pytest du projet est pour ses tests ; nbval réagirait aux alertes des noyaux.
-NBVAL = ["--nbval", "-p", "tools.nbval_text", "-p", "no:cacheprovider", "--nbval-cell-timeout=300"]
+NBVAL = ["--nbval", "-p", "tools.nbval_figures", "-p", "no:cacheprovider", "--nbval-cell-timeout=300"]
 NBVAL += ["-c", os.devnull, "--rootdir", "_build/nbval", "-q", "_build/nbval"]
 
 PDF = "PDF et son journal"

@@ -1,7 +1,8 @@
 """Relit la prose : `python -m tools.prose` (« make lint »).
 
-Deux règles, dont les exceptions sont dans tests/ :
+Trois règles, dont les exceptions sont dans tests/ :
 - un nombre mesuré vient d'une cellule (`{glue:text}`) ou d'une citation du même paragraphe ;
+- un entier qui n'en vient pas se lit aussi dans une cellule, une formule ou un fichier inclus de la page ;
 - un concept se dit d'un seul terme, et la typographie est celle de tests/forbidden_terms.tsv.
 Le texte est lu comme MyST le lit, donc sans le code, les formules, les rôles ni les options des directives.
 """
@@ -25,6 +26,15 @@ ALLOWED = ROOT / "tests" / "prose_allowed.txt"
 FORBIDDEN = ROOT / "tests" / "forbidden_terms.tsv"
 # Un nombre à décimales, ou un entier suivi d'une unité de mesure ; la prose des résultats n'en contient pas.
 NUMBER = re.compile(r"\d+[.,]\d+(?:[.,]\d+)*|\d+\s?(?:%|dB\b)")
+# Un entier de deux chiffres au moins : « 16 384 », non le 16 de « 16,5 », ni celui de « 64×64 » ou d'un nom.
+INTEGER = re.compile(r"(?<![\w.,×/-])(?:[1-9]\d?\d?(?:[ \u202f\u00a0]\d{3})+|[1-9]\d+)(?![\w×/-]|[.,]\d)")
+MONTH = "janvier|février|mars|avril|mai|juin|juillet|août|septembre|octobre|novembre|décembre"
+DATE = re.compile(rf"(?:\d+ )?(?:{MONTH}) \d{{4}}|\b(?:19|20)\d\d\b")
+# Dans un fichier source ou une formule, ce qui peut séparer les milliers : 16_384, 16\,384, 16 384.
+THOUSANDS = re.compile(r"(?<=\d)(?:_|\\,|[ \u202f\u00a0])(?=\d{3}(?!\d))")
+# Ce qu'une page montre sans l'affirmer : ses cellules, ses formules, les noms et les valeurs qu'elle cite.
+SHOWN = re.compile(r"^```\{(?:code-cell|math)\}.*?^```|\$[^$]+\$|`[^`\n]+`", re.MULTILINE | re.DOTALL)
+INCLUDED = re.compile(r"\{literalinclude\} (\S+)")
 # À la place de ce qui n'est pas de la prose, pour que « `x` ; » ne devienne pas « ; ».
 HOLE = "\ufffc"
 # Directives dont le corps n'est pas de la prose.
@@ -81,7 +91,7 @@ def _block(line: int, inlines: list[Token]) -> Block:
     text, plain, cited, emphasis = "", "", False, 0
     for token in [child for inline in inlines for child in [*(inline.children or []), None]]:
         if token is None:
-            piece = " "  # fin d'une cellule de tableau
+            piece = "\n"  # fin d'une cellule de tableau
         elif token.type in ("em_open", "em_close"):
             emphasis += 1 if token.type == "em_open" else -1
             continue
@@ -156,6 +166,26 @@ def bare_numbers(source: str, permitted: dict[str, str]) -> Iterator[tuple[int, 
                 yield block.line, found[0], block.text
 
 
+def shown_integers(page: Path) -> set[str]:
+    """Entiers que la page montre hors de sa prose, et ceux des fichiers qu'elle inclut."""
+    source = page.read_text(encoding="utf-8")
+    texts = SHOWN.findall(source)
+    texts += [(page.parent / name).read_text(encoding="utf-8") for name in INCLUDED.findall(source)]
+    return set(re.findall(r"\d+", THOUSANDS.sub("", "\n".join(texts))))
+
+
+def unseen_integers(source: str, shown: set[str], permitted: dict[str, str]) -> Iterator[tuple[int, str]]:
+    """(ligne, entier) de chaque entier affirmé sans citation et que la page ne montre nulle part ; une date passe."""
+    for block in blocks(source):
+        text = DATE.sub("", block.text)
+        for passage in permitted:
+            text = text.replace(passage, "")
+        if not block.cited:
+            for found in INTEGER.finditer(text):
+                if re.sub(r"\D", "", found[0]) not in shown:
+                    yield block.line, found[0]
+
+
 def forbidden() -> list[tuple[re.Pattern, str]]:
     lines = [line for line in FORBIDDEN.read_text(encoding="utf-8").splitlines() if line and line[0] != "#"]
     return [(re.compile(pattern), advice) for pattern, advice in (line.split("\t", 1) for line in lines)]
@@ -176,9 +206,12 @@ def chapters() -> list[Path]:
 def faults() -> Iterator[Fault]:
     permitted = allowed()
     for path in chapters():
-        for line, number, _ in bare_numbers(path.read_text(encoding="utf-8"), permitted):
-            message = f"le nombre « {number} » ne vient ni d'une cellule ni d'une citation"
-            yield Fault(path.relative_to(ROOT), line, message)
+        source, name = path.read_text(encoding="utf-8"), path.relative_to(ROOT)
+        for line, number, _ in bare_numbers(source, permitted):
+            yield Fault(name, line, f"le nombre « {number} » ne vient ni d'une cellule ni d'une citation")
+        for line, number in unseen_integers(source, shown_integers(path), permitted):
+            message = f"l'entier « {number} » n'est ni dans une cellule ou une formule de la page, ni cité"
+            yield Fault(name, line, message)
     for path in [*chapters(), *sorted(ROOT.glob("*.md")), *sorted((ROOT / "minidalle").rglob("*.md"))]:
         for line, term, advice in bad_terms(path.read_text(encoding="utf-8")):
             yield Fault(path.relative_to(ROOT), line, f"« {term} » : {advice}")

@@ -1,6 +1,6 @@
 """Les traducteurs d'émojis sur trois graines : `python -m tools.traducteurs` (dix minutes d'un cœur libre).
 
-Même tâche et mêmes réglages que les chapitres « seq2seq et attention » et « transformeur », qui n'ont le temps
+Même tâche que les chapitres « seq2seq et attention » (à cent pas près) et « transformeur », qui n'ont le temps
 que d'une graine ; plus un élève sans attention à qui l'on donne trois fois plus de pas. Écrit
 `minidalle/results/traducteurs.json`, que ces chapitres relisent. Tout est le même d'une fois à l'autre.
 """

@@ -9,8 +9,10 @@ import nbformat
 import pytest
 from PIL import Image
 
+from _ext.notebooks import Catalogue
 from tools import pages
 
+NUMBERED = re.compile(r"(?:Figure|Tableau|Exercice) [\d.]+|\([\d.]+\)")
 pytestmark = pytest.mark.book
 
 
@@ -85,6 +87,25 @@ def test_chapters_can_be_downloaded(page: Path) -> None:
         notebook = nbformat.read(files[".ipynb"], as_version=4)
         nbformat.validate(notebook)
         assert [cell.source for cell in notebook.cells if cell.cell_type == "code"] == cells
+        prose = "\n".join(cell.source for cell in notebook.cells if cell.cell_type == "markdown")
+        assert not re.search(r"\{[\w:]+\}`|^[`:]{3,}\{|^\(.+\)=$", prose, re.MULTILINE), (
+            "MyST reste dans le carnet"
+        )
+
+
+def test_notebooks_number_things_as_the_pages_do(html: Path, page: Path) -> None:
+    """_ext/notebooks.py compte sans Sphinx : figures, tableaux, exercices et équations ont le même numéro.
+
+    À un près par figure facultative, que la page a si les données y sont.
+    """
+    name = page.relative_to(html).with_suffix("").as_posix()
+    shown = [number.get_text().strip(" #") for number in pages.parse(page).select(".caption-number, .eqno")]
+    targets = Catalogue(html.parents[1]).targets.values()
+    numbers = [text for there, text in targets if there == name and NUMBERED.fullmatch(text)]
+    source = (html.parents[1] / name).with_suffix(".md")
+    optional = source.read_text(encoding="utf-8").count("tags: [facultatif]") if source.exists() else 0
+    assert set(numbers) <= set(shown)
+    assert len(shown) - optional <= len(numbers) == len(set(numbers))
 
 
 def test_chapters_describe_themselves(html: Path, page: Path) -> None:
