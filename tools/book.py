@@ -135,14 +135,17 @@ def execute_ahead(workers: int = 2) -> None:
                 cache.cache_notebook_bundle(bundle, check_validity=False, overwrite=True)
 
 
-def build(output: Path, *builder: str) -> None:
+UNBUILT = "Le livre n'est pas construit : voir les messages « WARNING » et « ERROR » ci-dessus."
+
+
+def build(output: Path, *builder: str, complaint: str = UNBUILT) -> None:
     """Lance Jupyter Book ; `--all` relit toutes les pages, sinon une faute ancienne resterait tue."""
     shutil.rmtree(output, ignore_errors=True)
     refresh_cache()
     execute_ahead()
     command = [Path(sys.executable).with_name("jupyter-book"), "build", "--all", "-W", "-n", "--keep-going"]
     if subprocess.run([*command, "--builder", *builder, "."], env=kernel_environment()).returncode:
-        sys.exit("\nLe livre n'est pas construit : voir les messages « WARNING » et « ERROR » ci-dessus.")
+        sys.exit(f"\n{complaint}")
 
 
 def html() -> None:
@@ -153,7 +156,10 @@ def html() -> None:
 
 def links() -> None:
     with lock():
-        build(BUILD / "linkcheck", "custom", "--custom-builder", "linkcheck")
+        complaint = (
+            "Des liens ne mènent nulle part, ou le réseau manque : voir les lignes « broken » ci-dessus."
+        )
+        build(BUILD / "linkcheck", "custom", "--custom-builder", "linkcheck", complaint=complaint)
     print(f"\nTous les liens mènent quelque part : {BUILD / 'linkcheck' / 'output.txt'}")
 
 
