@@ -22,9 +22,9 @@ from sphinx.application import Sphinx
 from sphinx.directives.code import LiteralIncludeReader
 
 if __package__:
-    from _ext.francais import FrenchStyle, Labels, Sorting
+    from _ext.francais import FrenchStyle, Labels, Sorting, typeset
 else:  # chargé par Sphinx, qui met _ext/ sur le chemin
-    from francais import FrenchStyle, Labels, Sorting
+    from francais import FrenchStyle, Labels, Sorting, typeset
 
 ROLE = re.compile(r"\{([a-z:]+)\}`([^`]+)`")
 TITLED = re.compile(r"(.+?)\s*<([^<>]+)>", re.DOTALL)
@@ -38,6 +38,7 @@ NUMBERED = {
 }
 FENCE = re.compile(r"(`{3,}|:{3,})(?:\{([\w-]+)\})?\s*(.*)")
 EQUATION_END = re.compile(r"^\$\$ \(([\w-]+)\)$")
+VERBATIM = re.compile(r"(^```.*?^```|`[^`]*`|\$\$.*?\$\$|\$[^$]*\$)", re.MULTILINE | re.DOTALL)
 EMPTY = re.compile(r"<details><summary>[^<]*</summary>\s*</details>")
 DROPPED = ("index", "only", "grid", "container", "temps-execution", "exercise-end")
 HIDDEN = {"hide-input", "hide-cell", "remove-input", "remove-cell"}
@@ -201,8 +202,9 @@ class _Writer:
         yield "$$"
 
     def inline(self, text: str) -> str:
-        """Remplace les rôles ; sur le texte entier, car l'un d'eux peut courir sur deux lignes."""
-        return ROLE.sub(self._role, text)
+        """Remplace les rôles, dont l'un peut courir sur deux lignes, et pose les espaces insécables."""
+        pieces = VERBATIM.split(ROLE.sub(self._role, text))
+        return "".join(piece if n % 2 else typeset(piece) for n, piece in enumerate(pieces))
 
     def _role(self, match: re.Match) -> str:
         name, content = match.groups()

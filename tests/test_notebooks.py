@@ -47,10 +47,11 @@ def read(text: str) -> NotebookNode:
     return jupytext.reads(f"---\nfile_format: mystnb\n---\n{text}", fmt="md:myst")
 
 
-def prose(root: Path, text: str, page: str = "a/un", **values: str) -> str:
+def prose(root: Path, text: str, page: str = "a/un", spaced: bool = False, **values: str) -> str:
     notebook = plain(read(text), page, Catalogue(root), values)
     nbformat.validate(notebook)
-    return "\n---\n".join(cell.source for cell in notebook.cells if cell.cell_type == "markdown")
+    text = "\n---\n".join(cell.source for cell in notebook.cells if cell.cell_type == "markdown")
+    return text if spaced else text.replace("\u202f", " ").replace("\u00a0", " ")
 
 
 @pytest.mark.parametrize(
@@ -84,6 +85,12 @@ def prose(root: Path, text: str, page: str = "a/un", **values: str) -> str:
 )  # fmt: skip
 def test_prose(root: Path, source: str, expected: str) -> None:
     assert prose(root, source, x="27,7") == expected
+
+
+def test_spaces_are_french_outside_code_and_formulas(root: Path) -> None:
+    text = "Vrai ; non ? `a ; b`, $x ; y$ : « oui » !\n\n```bash\na ; b\n```"
+    spaced = "Vrai\u202f; non\u202f? `a ; b`, $x ; y$\u00a0: «\u00a0oui\u00a0»\u202f!\n\n```bash\na ; b\n```"
+    assert prose(root, text, spaced=True) == spaced
 
 
 def test_included_code_is_the_code(root: Path) -> None:
