@@ -14,6 +14,7 @@ import pytest
 from tools.book import log_faults
 from tools.check import NBVAL
 
+pytestmark = pytest.mark.whole
 ROOT = Path(__file__).parents[1]
 HEADER = "---\nfile_format: mystnb\nkernelspec:\n  name: python3\n  display_name: Python 3\n---\n"
 CELL = "```{code-cell} python3\n%s\n```\n"

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.whole
 TOOL = Path(__file__).resolve().parent.parent / "tools/mutants.py"
 
 DOUBLE = "def double(x):\n    return 2 * x\n\n\ndef unused(x):\n    return x\n"

@@ -12,9 +12,9 @@ from _ext.notebooks import Catalogue, glued, plain
 TOC = """\
 root: index
 parts:
+- chapters: [{file: annexe}, {file: genindex}]
 - numbered: true
   chapters: [{file: a/un}, {file: a/deux}]
-- chapters: [{file: annexe}, {file: genindex}]
 """
 BIB = """\
 @book{a, author={Ada Lovelace and Alan Turing}, title={Une Note}, year=1843, publisher={Londres}}
@@ -77,6 +77,7 @@ def prose(root: Path, text: str, page: str = "a/un", spaced: bool = False, **val
         ("$$\na\n$$ (eq-x)", "$$\na\n\\tag{1.1}\n$$"),
         ("$$\na\n$$", "$$\na\n$$"),
         ("$$\na &= b \\\\\n&= c\n$$", "$$\n\\begin{aligned}\na &= b \\\\\n&= c\n\\end{aligned}\n$$"),
+        ("$$\n\\begin{cases}\na \\\\\n\\end{cases}\n$$", "$$\n\\begin{cases}\na \\\\\n\\end{cases}\n$$"),
         ("```bash\nmake {x}\n```", "```bash\nmake {x}\n```"),
         (":::{admonition} À retenir\n:class: tip\n\n- un\n\n- deux\n:::", "> **À retenir**\n>\n> - un\n>\n> - deux"),
         ("```{glossary}\nmot\n  Sa définition.\n```", "**mot**  \nSa définition."),

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+pytestmark = pytest.mark.whole
 ROOT = Path(__file__).parents[1]
 DATA = ("weights/*.safetensors", "weights/*.md", "results/*.json", "evaluation/results/*.csv")
 DATA += ("evaluation/*.toml", "evaluation/*.html", "**/*.py")

@@ -22,7 +22,8 @@ STEPS = [
         [[*RUFF, "check", "."], [*RUFF, "format", "--check", "."], [sys.executable, "-m", "tools.spelling"]],
         None,
     ),
-    ("bibliothèque", [[*PYTEST, "-m", "not book"]], None),
+    ("bibliothèque", [[*PYTEST, "-m", "not book and not whole"]], None),
+    ("outils", [[*PYTEST, "-m", "whole"]], None),
     ("construction du livre", [[sys.executable, "-m", "tools.book", "html"]], None),
     ("pages du livre", [[*PYTEST, "tests/book"]], "construction du livre"),
     (
