@@ -2,7 +2,7 @@
 
 import re
 import unicodedata
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 
 from docutils import nodes
@@ -29,6 +29,8 @@ EVERYWHERE = [
     (re.compile(r"«\s*"), "«" + NBSP),
     (re.compile(r"\s*»"), NBSP + "»"),
     (re.compile(r"[ \n](?=%)"), NBSP),
+    (re.compile(r"(?<=\d) ; (?=[-+−]?[\d,]+\])"), f" ;{NBSP}"),  # « [12 ; 34] » ne se coupe pas
+    (re.compile(r"± (?=\d)"), f"±{NBSP}"),
     (re.compile(rf"(?<=\d)[ \n](?=(?:{UNITS})\b)"), NBSP),
     (re.compile(r"(?<![\d,.])(\d{1,3})((?: \d{3})+)(?![\d])"), lambda m: m[0].replace(" ", NNBSP)),
 ]
@@ -118,6 +120,18 @@ class Labels(BaseLabelStyle):
         return f"{who}, {entry.fields.get('year', 's. d.')}"
 
 
+def letter_twins(entries: Iterable[Entry]) -> None:
+    """Donne aux années des références jumelles leur lettre : le texte dit « 2021a », comme la bibliographie."""
+    ordered = Sorting().sort(list(entries))
+    for entry, label in zip(ordered, Labels().format_labels(ordered), strict=True):
+        if "year" in entry.fields:
+            entry.fields["year"] = label.rpartition(", ")[2]
+
+
+def letter_citations(app: Sphinx) -> None:
+    letter_twins(app.env.get_domain("cite").bibdata.data.entries.values())
+
+
 class FrenchStyle(Unsrt):
     default_label_style, default_sorting_style = "etiquettes", "dictionnaire"
 
@@ -170,6 +184,7 @@ def setup(app: Sphinx) -> dict:
     register_plugin("pybtex.style.labels", "etiquettes", Labels)
     register_plugin("pybtex.style.sorting", "dictionnaire", Sorting)
     register_plugin("pybtex.style.formatting", "francais", FrenchStyle)
+    app.connect("builder-inited", letter_citations)
     app.add_transform(ReadSpaces)
     app.add_post_transform(WriteSpaces)
     app.connect("doctree-resolved", translate_proofs)

@@ -4,6 +4,7 @@
 `plain` traduit un carnet. Ce que seule une page sait montrer (une grille de vignettes, l'atelier) en est retiré.
 """
 
+import json
 import posixpath
 import re
 from collections import Counter
@@ -127,8 +128,9 @@ def glued(notebook: NotebookNode) -> dict[str, str]:
     """Valeurs que les cellules d'un carnet exécuté donnent à sa prose."""
     values = {}
     for output in (output for cell in notebook.cells for output in cell.get("outputs", [])):
-        if name := output.get("metadata", {}).get("scrapbook", {}).get("name"):
-            values[name] = output["data"].get("text/plain", "").strip("'\"")
+        if record := output.get("metadata", {}).get("scrapbook"):
+            told = output["data"].get(f"{record.get('mime_prefix', '')}text/plain", "")
+            values[record["name"]] = told.strip("'\"")
     return values
 
 
@@ -161,15 +163,16 @@ class _Writer:
 
     def __init__(self, page: str, catalogue: Catalogue, values: dict[str, str]) -> None:
         self.page, self.catalogue, self.values = page, catalogue, values
-        self.in_solution = False
+        self.in_solution, self.told = False, True  # la solution en cours a-t-elle déjà un texte ?
 
     def cell(self, source: str) -> str:
         before = self.in_solution
         text = self.inline("\n".join(self.lines(source.split("\n"))))
         if before:
-            text = f"<details><summary>Solution, suite</summary>\n\n{text}"
+            text = f"<details><summary>Solution{', suite' if self.told else ''}</summary>\n\n{text}"
         if self.in_solution:
             text = f"{text}\n\n</details>"
+        self.told = not re.search(rf"{EMPTY.pattern}\s*\Z", text)
         return re.sub(r"\n{3,}", "\n\n", EMPTY.sub("", text)).strip()
 
     def lines(self, lines: list[str]) -> Iterator[str]:
@@ -204,7 +207,7 @@ class _Writer:
     def inline(self, text: str) -> str:
         """Remplace les rôles, dont l'un peut courir sur deux lignes, et pose les espaces insécables."""
         pieces = VERBATIM.split(ROLE.sub(self._role, text))
-        return "".join(piece if n % 2 else typeset(piece) for n, piece in enumerate(pieces))
+        return "".join(piece if n % 2 else typeset(piece).replace("'", "’") for n, piece in enumerate(pieces))
 
     def _role(self, match: re.Match) -> str:
         name, content = match.groups()
@@ -292,7 +295,11 @@ def rewrite_download(
     if "ipynb_source" in context:
         path = Path(app.outdir, "_sources", context["ipynb_source"])
         notebook = nbformat.read(path, as_version=4)
-        nbformat.write(plain(notebook, pagename, Catalogue(Path(app.srcdir)), glued(notebook)), path)
+        # Ce carnet-là n'a pas de sorties ; myst-nb range à côté ce que les cellules ont donné à la prose.
+        glue = Path(app.outdir).parent / "jupyter_execute" / f"{pagename}.glue.json"
+        outputs = json.loads(glue.read_text(encoding="utf-8")) if glue.exists() else {}
+        values = {name: output["data"].get("text/plain", "").strip("'\"") for name, output in outputs.items()}
+        nbformat.write(plain(notebook, pagename, Catalogue(Path(app.srcdir)), values), path)
 
 
 def setup(app: Sphinx) -> dict:

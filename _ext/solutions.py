@@ -12,6 +12,7 @@ from sphinx.environment import BuildEnvironment
 from sphinx.transforms.post_transforms import SphinxPostTransform
 from sphinx_exercise.nodes import exercise_latex_number_reference, is_exercise_node, solution_node
 
+ROOM = r"\roomfor{10\baselineskip}"  # celle que _latex/minidalle.sty garde à un cadre
 TITLE = "Solutions des exercices"
 INTRODUCTION = (
     "Chaque section porte le numéro du chapitre dont elle résout les exercices ; "
@@ -31,6 +32,10 @@ class GatherSolutions(SphinxPostTransform):
         solutions = list(self.document.findall(solution_node))
         if not solutions:
             return
+        for (
+            exercise
+        ) in exercises.values():  # le saut de page avant son étiquette, sinon elle reste sur l'autre page
+            exercise.parent.insert(exercise.parent.index(exercise), _raw(ROOM))
         appendix = nodes.section("", nodes.title("", TITLE), nodes.paragraph("", INTRODUCTION))
         for docname, group in groupby(solutions, lambda node: _docname(self.env, node)):
             # Ce nœud dit de quel chapitre viennent les renvois et les étiquettes qu'il contient.

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pybtex.database import Entry, Person
 
-from _ext.francais import NBSP, NNBSP, Labels, Sorting, typeset
+from _ext.francais import NBSP, NNBSP, Labels, Sorting, letter_twins, typeset
 
 
 @pytest.mark.parametrize(
@@ -19,6 +19,8 @@ from _ext.francais import NBSP, NNBSP, Labels, Sorting, typeset
         ("dites «oui»", f"dites «{NBSP}oui{NBSP}»"),
         ("25 % de 10 Mo en 2 min", f"25{NBSP}% de 10{NBSP}Mo en 2{NBSP}min"),
         (" dB", " dB"),
+        ("12 [−3 ; 34,5] ; 2", f"12 [−3{NNBSP};{NBSP}34,5]{NNBSP}; 2"),
+        ("à ± 5 points", f"à ±{NBSP}5{NBSP}points"),
         ("16 384 codes", f"16{NNBSP}384 codes"),
         ("1 000 000 de scènes", f"1{NNBSP}000{NNBSP}000 de scènes"),
         ("en 2024 100 images", "en 2024 100 images"),
@@ -61,3 +63,7 @@ def test_bibliography_reads_and_sorts_names_as_they_are_pronounced() -> None:
 def test_twin_references_are_told_apart() -> None:
     entries = [Entry("misc", {"year": "2021"}, {"author": [Person("{OpenAI}")]}) for _ in range(2)]
     assert list(Labels().format_labels(entries)) == ["OpenAI, 2021a", "OpenAI, 2021b"]
+    for _ in range(2):  # une reconstruction relit les mêmes
+        letter_twins([*entries, Entry("misc", {"year": "2021"}, {"author": [Person("Le, Quoc")]})])
+        assert [entry.fields["year"] for entry in entries] == ["2021a", "2021b"]
+        assert list(Labels().format_labels(entries)) == ["OpenAI, 2021a", "OpenAI, 2021b"]

@@ -51,7 +51,7 @@ def prose(root: Path, text: str, page: str = "a/un", spaced: bool = False, **val
     notebook = plain(read(text), page, Catalogue(root), values)
     nbformat.validate(notebook)
     text = "\n---\n".join(cell.source for cell in notebook.cells if cell.cell_type == "markdown")
-    return text if spaced else text.replace("\u202f", " ").replace("\u00a0", " ")
+    return text if spaced else text.replace("\u202f", " ").replace("\u00a0", " ").replace("’", "'")
 
 
 @pytest.mark.parametrize(
@@ -89,8 +89,8 @@ def test_prose(root: Path, source: str, expected: str) -> None:
 
 
 def test_spaces_are_french_outside_code_and_formulas(root: Path) -> None:
-    text = "Vrai ; non ? `a ; b`, $x ; y$ : « oui » !\n\n```bash\na ; b\n```"
-    spaced = "Vrai\u202f; non\u202f? `a ; b`, $x ; y$\u00a0: «\u00a0oui\u00a0»\u202f!\n\n```bash\na ; b\n```"
+    text = "C'est vrai ; non ? `a ; b`, $x' ; y$ : « oui » !\n\n```bash\na ; b\n```"
+    spaced = "C’est vrai\u202f; non\u202f? `a ; b`, $x' ; y$\u00a0: «\u00a0oui\u00a0»\u202f!\n\n```bash\na ; b\n```"
     assert prose(root, text, spaced=True) == spaced
 
 
@@ -130,12 +130,23 @@ def test_a_solution_is_folded_and_its_code_hidden(root: Path) -> None:
     notebook = plain(read(text), "a/un", Catalogue(root), {})
     prose = [cell.source for cell in notebook.cells if cell.cell_type == "markdown"]
     assert prose == [
-        "Avant.\n\n<details><summary>Solution</summary>\n\nD'abord.\n\n</details>",
+        "Avant.\n\n<details><summary>Solution</summary>\n\nD’abord.\n\n</details>",
         "<details><summary>Solution, suite</summary>\n\nPuis.\n\n</details>",
         "Après.",
     ]
     hidden = [cell.metadata.get("jupyter") for cell in notebook.cells if cell.cell_type == "code"]
     assert hidden == [{"source_hidden": True}, {"source_hidden": True}, None]
+
+
+def test_a_solution_that_starts_with_code_is_named_once(root: Path) -> None:
+    start, cell = "```{solution-start} ex-a\n```", "\n```{code-cell} python3\nx\n```\n"
+    text = start + cell + "Voilà." + cell + "Et voici." + cell + "```{solution-end}\n```\nAprès."
+    summaries = ("Solution", "Solution, suite")
+    told = "\n---\n".join(
+        f"<details><summary>{s}</summary>\n\n{t}\n\n</details>"
+        for s, t in zip(summaries, ("Voilà.", "Et voici."), strict=True)
+    )
+    assert prose(root, text) == f"{told}\n---\nAprès."
 
 
 def test_cells_keep_their_code(root: Path) -> None:
@@ -164,8 +175,9 @@ def test_bibliography_is_written_out(root: Path) -> None:
 
 
 def test_glued_reads_what_cells_give_to_the_prose() -> None:
-    output = nbformat.v4.new_output("display_data", {"text/plain": "'27,7'"})
-    output.metadata = {"scrapbook": {"name": "psnr"}}
+    prefix = "application/papermill.record/"  # celui de `glue(…, display=False)`
+    output = nbformat.v4.new_output("display_data", {f"{prefix}text/plain": "'27,7'"})
+    output.metadata = {"scrapbook": {"name": "psnr", "mime_prefix": prefix}}
     other = nbformat.v4.new_output("stream", text="rien")
     cell = nbformat.v4.new_code_cell("x", outputs=[output, other])
     assert glued(nbformat.v4.new_notebook(cells=[cell])) == {"psnr": "27,7"}

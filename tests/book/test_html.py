@@ -91,6 +91,8 @@ def test_chapters_can_be_downloaded(page: Path) -> None:
         assert not re.search(r"\{[\w:]+\}`|^[`:]{3,}\{|^\(.+\)=$", prose, re.MULTILINE), (
             "MyST reste dans le carnet"
         )
+        glued = re.findall(r"\{glue:text\}`([^`]+)`", files[".md"].read_text(encoding="utf-8"))
+        assert [name for name in glued if f"`{name}`" in prose] == [], "un nombre manque au carnet"
 
 
 def test_notebooks_number_things_as_the_pages_do(html: Path, page: Path) -> None:
