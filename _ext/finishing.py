@@ -35,6 +35,7 @@ MATHJAX_KEPT = re.compile(
 )
 # Une entrée d'index, accolades emboîtées comprises.
 INDEX_ENTRY = re.compile(r"\\index\{((?:[^{}]|\{(?:[^{}]|\{\})*\})*)\}")
+INDEX_GROUP = re.compile(rf"((?:{INDEX_ENTRY.pattern})+\\ignorespaces *\n)(\\sphinxAtStartPar\n)")
 # L'index du site est une page du sommaire ; celui du PDF est imprimé par \printindex.
 INDEX_PAGE = re.compile(
     r"\\sphinxstepscope\s+\\chapter\{Index\}\s+(?:\\label\{\\detokenize\{genindex:[^}]*\}\})+"
@@ -68,7 +69,16 @@ def finish_latex(out: Path) -> None:
         text = file.read_text(encoding="utf-8")
         text = text.replace(r"\part{Annexes}", r"\appendix\part{Annexes}")
         text = INDEX_ENTRY.sub(_index_entry, INDEX_PAGE.sub("", text))
-        file.write_text(text, encoding="utf-8")
+        file.write_text(tidy_latex(text), encoding="utf-8")
+
+
+def tidy_latex(text: str) -> str:
+    """Ce que Sphinx laisse de travers, et que l'on voit sur le papier."""
+    # Une entrée d'index suit son paragraphe à la page suivante ; devant lui, elle restait sur la page d'avant.
+    text = INDEX_GROUP.sub(r"\3\1", text)
+    # Une case vide n'a pas de paragraphe, qui prendrait une ligne ; un code n'a pas de lignes vides à la fin.
+    text = re.sub(r"\\sphinxAtStartPar\n\n(?=&|\\\\)", "", text)
+    return re.sub(r"\n{2,}(?=\\end\{sphinxVerbatim\})", "\n", text)
 
 
 def _index_entry(found: re.Match) -> str:
