@@ -15,6 +15,7 @@ from pybtex.style.template import Node, names, sentence
 from sphinx.application import Sphinx
 from sphinx.transforms import SphinxTransform
 from sphinx.transforms.post_transforms import SphinxPostTransform
+from sphinx.util.nodes import clean_astext
 from sphinx_proof import NODE_TYPES
 from sphinxcontrib.bibtex.plugin import register_plugin as register_reference_plugin
 from sphinxcontrib.bibtex.style.referencing import PersonStyle
@@ -73,6 +74,28 @@ class WriteSpaces(SphinxPostTransform):
 
     def run(self) -> None:
         _apply_spaces(self.document, html=self.app.builder.format == "html")
+
+
+# --- Renvois : « le chapitre Espace dira », et non « le chapitre Espace : incapable, ou jamais averti ? dira ».
+
+
+def short_title(title: str) -> str:
+    """Ce qu'un titre dit avant son deux-points."""
+    return re.split(r"\s:\s", title, maxsplit=1)[0]
+
+
+class ShortTitles(SphinxPostTransform):
+    """Un renvoi qui ne dit pas son texte prend le titre de la page ; le sous-titre y est de trop."""
+
+    default_priority = 15  # après la résolution des renvois (10), avant les espaces
+
+    def run(self) -> None:
+        titles = {clean_astext(title) for title in self.env.titles.values()}
+        for reference in self.document.findall(nodes.reference):
+            text = reference.astext()
+            if text in titles and (short := short_title(text)) != text:
+                inside = next(iter(reference.findall(nodes.Text)))
+                inside.parent.replace(inside, nodes.Text(short))
 
 
 # --- Citations : « Hérault et Françoise [1985] », et la liste dans les mêmes mots.
@@ -186,6 +209,7 @@ def setup(app: Sphinx) -> dict:
     register_plugin("pybtex.style.formatting", "francais", FrenchStyle)
     app.connect("builder-inited", letter_citations)
     app.add_transform(ReadSpaces)
+    app.add_post_transform(ShortTitles)
     app.add_post_transform(WriteSpaces)
     app.connect("doctree-resolved", translate_proofs)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

@@ -23,9 +23,9 @@ from sphinx.application import Sphinx
 from sphinx.directives.code import LiteralIncludeReader
 
 if __package__:
-    from _ext.francais import FrenchStyle, Labels, Sorting, typeset
+    from _ext.francais import FrenchStyle, Labels, Sorting, short_title, typeset
 else:  # chargé par Sphinx, qui met _ext/ sur le chemin
-    from francais import FrenchStyle, Labels, Sorting, typeset
+    from francais import FrenchStyle, Labels, Sorting, short_title, typeset
 
 ROLE = re.compile(r"\{([a-z:]+)\}`([^`]+)`")
 TITLED = re.compile(r"(.+?)\s*<([^<>]+)>", re.DOTALL)
@@ -101,11 +101,11 @@ class Catalogue:
     def link(self, label: str, page: str, text: str = "") -> str:
         """Renvoi à une étiquette, lu depuis `page` : un lien si la cible est dans un autre carnet."""
         there, name = self.targets[label]
-        return _link(text or name, there, page)
+        return _link(text or (short_title(name) if name in self.titles.values() else name), there, page)
 
     def document(self, target: str, page: str, text: str = "") -> str:
         there = posixpath.normpath(posixpath.join(posixpath.dirname(page), target))
-        return _link(text or self.titles[there], there, page)
+        return _link(text or short_title(self.titles[there]), there, page)
 
     def bibliography(self) -> list[str]:
         style = FrenchStyle(label_style=Labels, sorting_style=Sorting)

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pybtex.database import Entry, Person
 
-from _ext.francais import NBSP, NNBSP, Labels, Sorting, letter_twins, typeset
+from _ext.francais import NBSP, NNBSP, Labels, Sorting, letter_twins, short_title, typeset
 
 
 @pytest.mark.parametrize(
@@ -43,6 +43,19 @@ def test_only_spaces_change_and_once(source: str) -> None:
     done = typeset(source)
     assert typeset(done) == done
     assert "".join(done.split()) == "".join(source.split())
+
+
+@pytest.mark.parametrize(
+    ("title", "short"),
+    [
+        ("Le VAE : des codes", "Le VAE"),
+        (f"Espace{NBSP}: incapable, ou jamais averti{NNBSP}?", "Espace"),
+        ("De la phrase au vecteur, puis l’attention", "De la phrase au vecteur, puis l’attention"),
+        ("A : b : c", "A"),
+    ],
+)
+def test_a_reference_leaves_the_subtitle_out(title: str, short: str) -> None:
+    assert short_title(title) == short
 
 
 def test_bibliography_reads_and_sorts_names_as_they_are_pronounced() -> None:

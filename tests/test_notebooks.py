@@ -25,9 +25,9 @@ PAGES = {
     "index": "# Accueil",
     "a/un": "# Premier\n\n(ici)=\n## Une section\n\n$$\nx\n$$ (eq-x)\n\n"
     "```{code-cell} python3\n---\nmystnb:\n  figure:\n    caption: Un {term}`jeton`.\n    name: fig-un\n---\n1\n```\n",
-    "a/deux": "# Deuxième\n\n```{exercise-start}\n:label: ex-a\n```\nQuoi ?\n```{exercise-end}\n```\n"
+    "a/deux": "# Deuxième : suite\n\n```{exercise-start}\n:label: ex-a\n```\nQuoi ?\n```{exercise-end}\n```\n"
     "::::{table} Un titre\n:name: tab-a\n\n| a |\n|---|\n| b |\n::::\n",
-    "annexe": "# Annexe",
+    "annexe": "(haut)=\n# Annexe : une",
 }
 
 
@@ -69,6 +69,7 @@ def prose(root: Path, text: str, page: str = "a/un", spaced: bool = False, **val
         ("Voir {ref}`l'exercice <ex-a>`.", "Voir [l'exercice](deux.ipynb)."),
         ("Voir {ref}`ex-a`.", "Voir [Exercice 2.1](deux.ipynb)."),
         ("Voir {doc}`deux`, {doc}`la suite <../annexe>`.", "Voir [Deuxième](deux.ipynb), [la suite](../annexe.ipynb)."),
+        ("Voir {ref}`haut`.", "Voir [Annexe](../annexe.ipynb)."),
         ("(ici)=\n## Une section", "## Une section"),
         ("% note\nTexte.", "Texte."),
         ("Mot\n: sa définition.", "**Mot** : sa définition."),

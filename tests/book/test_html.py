@@ -9,6 +9,7 @@ import nbformat
 import pytest
 from PIL import Image
 
+from _ext.francais import short_title, typeset
 from _ext.notebooks import Catalogue
 from tools import pages
 
@@ -108,6 +109,14 @@ def test_notebooks_number_things_as_the_pages_do(html: Path, page: Path) -> None
     optional = source.read_text(encoding="utf-8").count("tags: [facultatif]") if source.exists() else 0
     assert set(numbers) <= set(shown)
     assert len(shown) - optional <= len(numbers) == len(set(numbers))
+
+
+def test_references_leave_subtitles_out(html: Path, page: Path) -> None:
+    """« le chapitre Espace dira », et non « le chapitre Espace : incapable, ou jamais averti ? dira »."""
+    titles = Catalogue(html.parents[1]).titles.values()
+    long = {typeset(title).replace("'", "’") for title in titles if short_title(title) != title}
+    links = pages.parse(page).select("article a.reference.internal")
+    assert [link.get_text() for link in links if link.get_text() in long] == []
 
 
 def test_chapters_describe_themselves(html: Path, page: Path) -> None:
