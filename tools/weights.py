@@ -38,8 +38,8 @@ DATA = {
 
 DATA["dessins"] = (
     "celles de `recipes.drawing_source` : scènes tirées à neuf à chaque pas, part « train », surtout un ou deux "
-    "objets, situés ou non, et des objets tous pareils ; la couleur est toujours dite, sauf pour un quart des scènes, dont "
-    "les teintes n'ont pas de nom ; 8 % des légendes sont vides ; les émojis viennent d'OpenMoji (openmoji.org, "
+    "objets, situés ou non, et des objets tous pareils ; la couleur est toujours dite, sauf pour un quart des "
+    "scènes, dont les teintes n'ont pas de nom ; 8 % des légendes sont vides ; les émojis viennent d'OpenMoji (openmoji.org, "
     "CC BY-SA 4.0)"
 )
 DATA["récompense"] = (
@@ -58,7 +58,8 @@ DATA["clip"] = (
 )
 DATA["clip-ordre"] = (
     "celles de `clip`, mais les scènes ont deux objets, que leur légende situe dès qu'elle le peut ; et dans chaque "
-    "lot, les légendes opposées (`scenes.opposite`) de toutes celles qui situent un objet, que chaque image doit refuser"
+    "lot, les légendes opposées (`scenes.opposite`) de toutes celles qui situent un objet, que chaque image doit "
+    "refuser"
 )
 
 MEASURED = {
