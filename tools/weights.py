@@ -39,8 +39,8 @@ DATA = {
 DATA["dessins"] = (
     "celles de `recipes.drawing_source` : scènes tirées à neuf à chaque pas, part « train », surtout un ou deux "
     "objets, situés ou non, et des objets tous pareils ; la couleur est toujours dite, sauf pour un quart des "
-    "scènes, dont les teintes n'ont pas de nom ; 8 % des légendes sont vides ; les émojis viennent d'OpenMoji (openmoji.org, "
-    "CC BY-SA 4.0)"
+    "scènes, dont les teintes n'ont pas de nom ; 8 % des légendes sont vides ; les émojis viennent d'OpenMoji "
+    "(openmoji.org, CC BY-SA 4.0)"
 )
 DATA["récompense"] = (
     "pour moitié, ses propres dessins, que l'oracle note (`minidalle.rewards`), sur des demandes permises à "
