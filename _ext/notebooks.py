@@ -9,7 +9,7 @@ import posixpath
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -110,6 +110,12 @@ class Catalogue:
     def bibliography(self) -> list[str]:
         style = FrenchStyle(label_style=Labels, sorting_style=Sorting)
         return [f"- {entry.text.render_as('markdown')}" for entry in style.format_entries(self.entries)]
+
+
+@cache
+def catalogue(root: Path) -> Catalogue:
+    """Celui d'un livre qui ne change plus : toutes les pages d'une construction s'en servent."""
+    return Catalogue(root)
 
 
 def _link(text: str, there: str, page: str) -> str:
@@ -299,7 +305,7 @@ def rewrite_download(
         glue = Path(app.outdir).parent / "jupyter_execute" / f"{pagename}.glue.json"
         outputs = json.loads(glue.read_text(encoding="utf-8")) if glue.exists() else {}
         values = {name: output["data"].get("text/plain", "").strip("'\"") for name, output in outputs.items()}
-        nbformat.write(plain(notebook, pagename, Catalogue(Path(app.srcdir)), values), path)
+        nbformat.write(plain(notebook, pagename, catalogue(Path(app.srcdir)), values), path)
 
 
 def setup(app: Sphinx) -> dict:

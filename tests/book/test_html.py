@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from _ext.francais import short_title, typeset
-from _ext.notebooks import Catalogue
+from _ext.notebooks import catalogue
 from tools import pages
 
 NUMBERED = re.compile(r"(?:Figure|Tableau|Exercice) [\d.]+|\([\d.]+\)")
@@ -103,7 +103,7 @@ def test_notebooks_number_things_as_the_pages_do(html: Path, page: Path) -> None
     """
     name = page.relative_to(html).with_suffix("").as_posix()
     shown = [number.get_text().strip(" #") for number in pages.parse(page).select(".caption-number, .eqno")]
-    targets = Catalogue(html.parents[1]).targets.values()
+    targets = catalogue(html.parents[1]).targets.values()
     numbers = [text for there, text in targets if there == name and NUMBERED.fullmatch(text)]
     source = (html.parents[1] / name).with_suffix(".md")
     optional = source.read_text(encoding="utf-8").count("tags: [facultatif]") if source.exists() else 0
@@ -113,7 +113,7 @@ def test_notebooks_number_things_as_the_pages_do(html: Path, page: Path) -> None
 
 def test_references_leave_subtitles_out(html: Path, page: Path) -> None:
     """« le chapitre Espace dira », et non « le chapitre Espace : incapable, ou jamais averti ? dira »."""
-    titles = Catalogue(html.parents[1]).titles.values()
+    titles = catalogue(html.parents[1]).titles.values()
     long = {typeset(title).replace("'", "’") for title in titles if short_title(title) != title}
     links = pages.parse(page).select("article a.reference.internal")
     assert [link.get_text() for link in links if link.get_text() in long] == []
